@@ -1,0 +1,174 @@
+//! The RMM-EL3 interface: booting the RMM, and the services that it gets from EL3.
+
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use crate::Monitor;
+use crate::fid::{self, UNKNOWN};
+use crate::gpt::TransitionError;
+use crate::platform::{Action, GRANULE_SIZE, MAX_CPUS, Platform, Regs};
+
+/// The version offered: 2.0. Eight result registers go back to the host, and the RMM, not EL3, keeps the
+/// host's ICC_SRE_EL2, ICH_HCR_EL2 and ICH_VMCR_EL2.
+pub const INTERFACE_VERSION: u64 = 2 << 16;
+
+/// Where the RMM stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RmmState {
+    /// None was loaded.
+    Absent = 0,
+    /// Its cold boot has not completed.
+    Booting = 1,
+    /// It takes calls.
+    Ready = 2,
+    /// It refused to boot on some CPU and is never entered again.
+    Dead = 3,
+}
+
+/// Status codes of the services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i64)]
+pub(crate) enum Status {
+    BadAddress = -2,
+    BadPas = -3,
+    NoMemory = -4,
+    Invalid = -5,
+}
+
+impl Status {
+    pub(crate) const fn code(self) -> u64 {
+        (self as i64).cast_unsigned()
+    }
+}
+
+impl From<TransitionError> for Status {
+    fn from(error: TransitionError) -> Self {
+        match error {
+            TransitionError::BadAddress => Self::BadAddress,
+            TransitionError::BadPas => Self::BadPas,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Rmm {
+    state: AtomicU8,
+    /// What each CPU's RMM left at its last boot, to be handed back at its next one.
+    tokens: [AtomicU64; MAX_CPUS],
+}
+
+impl Rmm {
+    pub(crate) fn new(present: bool) -> Self {
+        let state = if present { RmmState::Booting } else { RmmState::Absent };
+        Self { state: AtomicU8::new(state as u8), tokens: [const { AtomicU64::new(0) }; MAX_CPUS] }
+    }
+
+    #[inline]
+    pub(crate) fn state(&self) -> RmmState {
+        match self.state.load(Ordering::Acquire) {
+            0 => RmmState::Absent,
+            1 => RmmState::Booting,
+            2 => RmmState::Ready,
+            _ => RmmState::Dead,
+        }
+    }
+
+    fn token(&self, cpu: usize) -> u64 {
+        self.tokens.get(cpu).map_or(0, |t| t.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn cold_boot(&self, cpu: usize, cpus: usize, shared_page: u64) -> Option<[u64; 8]> {
+        let args = [cpu as u64, INTERFACE_VERSION, cpus as u64, shared_page, self.token(cpu), 0, 0, 0];
+        (self.state() == RmmState::Booting).then_some(args)
+    }
+
+    pub(crate) fn warm_boot(&self, cpu: usize) -> Option<[u64; 8]> {
+        let args = [cpu as u64, self.token(cpu), 0, 0, 0, 0, 0, 0];
+        (self.state() == RmmState::Ready).then_some(args)
+    }
+}
+
+impl Monitor {
+    /// A call of the RMM other than RMM_RMI_REQ_COMPLETE.
+    pub(crate) fn rmm_call(&self, platform: &impl Platform, cpu: usize, function: u32, regs: &mut Regs) -> Action {
+        let result = match function {
+            fid::GTSI_DELEGATE => self.gpt.delegate(platform, regs[1]).map_err(Status::from),
+            fid::GTSI_UNDELEGATE => self.gtsi_undelegate(platform, regs[1]),
+            fid::BOOT_COMPLETE => return self.boot_complete(platform, cpu, regs),
+            fid::EL3_FEATURES => match regs[1] {
+                0 => {
+                    regs[1] = 0;
+                    Ok(())
+                }
+                _ => Err(Status::Invalid),
+            },
+            fid::RESERVE_MEMORY => self.reserve_memory(regs[1], regs[2]).map(|pa| regs[1] = pa),
+            _ => {
+                regs[0] = UNKNOWN;
+                return Action::Resume;
+            }
+        };
+        regs[0] = result.map_or_else(Status::code, |()| 0);
+        Action::Resume
+    }
+
+    fn gtsi_undelegate(&self, platform: &impl Platform, pa: u64) -> Result<(), Status> {
+        if pa == self.shared_page {
+            // EL3 maps it as Realm memory for the life of the system.
+            return Err(Status::BadPas);
+        }
+        Ok(self.gpt.undelegate(platform, pa)?)
+    }
+
+    fn boot_complete(&self, platform: &impl Platform, cpu: usize, regs: &Regs) -> Action {
+        let status = regs[1].cast_signed();
+        if status == 0 {
+            if let Some(token) = self.rmm.tokens.get(cpu) {
+                token.store(regs[2], Ordering::Relaxed);
+            }
+            if self.rmm.state() == RmmState::Booting {
+                self.rmm.state.store(RmmState::Ready as u8, Ordering::Release);
+                platform.print(format_args!("stage rmm-ready cntpct={}", platform.counter()));
+            }
+        } else {
+            self.rmm.state.store(RmmState::Dead as u8, Ordering::Release);
+            platform.print(format_args!(
+                "the RMM refused to boot on CPU {cpu}: {} ({status}); every RMI call returns -1",
+                boot_error(status)
+            ));
+        }
+        self.psci.set_on(cpu);
+        Action::BootNormal
+    }
+
+    /// Gives away memory for good; bump allocation downwards, without a lock.
+    fn reserve_memory(&self, size: u64, flags: u64) -> Result<u64, Status> {
+        let align_bits = flags >> 56;
+        // Bit 0 asks for memory near the calling CPU; here all of it is.
+        if flags & 0x00FF_FFFF_FFFF_FFFE != 0 || size == 0 || size % GRANULE_SIZE != 0 || align_bits > 47 {
+            return Err(Status::Invalid);
+        }
+        let align = (1_u64 << align_bits).max(GRANULE_SIZE);
+        let fit = |top: u64| {
+            let base = top.checked_sub(size)? & !(align - 1);
+            (base >= self.reserve_base).then_some(base)
+        };
+        match self.reserve_top.fetch_update(Ordering::AcqRel, Ordering::Acquire, fit) {
+            Ok(top) => fit(top).ok_or(Status::NoMemory),
+            Err(_) => Err(Status::NoMemory),
+        }
+    }
+}
+
+fn boot_error(status: i64) -> &'static str {
+    match status {
+        -2 => "it does not know this interface version",
+        -3 => "too many CPUs",
+        -4 => "CPU number out of range",
+        -5 => "it does not accept the shared page",
+        -6 => "it does not know this manifest version",
+        -7 => "something in the manifest is wrong",
+        -8 => "no memory",
+        _ => "unknown error",
+    }
+}
