@@ -1,1 +1,35 @@
-//! To be written.
+//! The virtual machine monitor: builds and runs a Realm on `/dev/kvm-realm`.
+//!
+//! | module | question it answers |
+//! |---|---|
+//! | [`layout`] | where does everything lie in guest physical memory? |
+//! | [`image`] | what is in a kernel file? |
+//! | [`fdt`] | what does the guest's device tree say? |
+//! | [`plan`] | what is in memory at the start, and in which order is it measured? |
+//! | [`memory`] | what of the guest's RAM does this process see? |
+//! | [`kvm`] | how is the device called? |
+//! | [`machine`] | in which order is a Realm built? |
+//! | [`serial`], [`bus`] | what does the guest see when it touches a device? |
+//! | [`runner`] | what happens while the CPUs run? |
+//! | [`control`] | how does the guest's init learn what to do? |
+//! | [`terminal`], [`mailbox`] | how do user and threads talk to it all? |
+//!
+//! Everything compiles on every architecture and is tested where `cargo test` runs; only the device itself is
+//! arm64's.
+
+pub mod bus;
+pub mod control;
+mod error;
+pub mod fdt;
+pub mod image;
+pub mod kvm;
+pub mod layout;
+pub mod machine;
+pub mod mailbox;
+pub mod memory;
+pub mod plan;
+pub mod runner;
+pub mod serial;
+pub mod terminal;
+
+pub use error::{Error, Layer, Result};

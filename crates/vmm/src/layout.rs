@@ -1,0 +1,198 @@
+//! Where everything lies in the guest's physical address space: kvmtool's map, so that tools which predict a
+//! Realm's initial measurement for kvmtool work for our guests.
+
+use crate::{Error, Result};
+
+/// First byte of RAM.
+pub const RAM_BASE: u64 = 0x8000_0000;
+/// RAM comes in multiples of this.
+pub const RAM_UNIT: u64 = 0x20_0000;
+/// The GIC's distributor; the redistributors lie directly below it.
+pub const GICD_BASE: u64 = 0x3fff_0000;
+/// Size of the distributor's frame.
+pub const GICD_SIZE: u64 = 0x1_0000;
+/// Size of one CPU's redistributor: two 64 KiB frames.
+pub const GICR_SIZE: u64 = 0x2_0000;
+/// First serial port: the console.
+pub const UART0_BASE: u64 = 0x0100_0000;
+/// Second serial port: the control channel.
+pub const UART1_BASE: u64 = 0x0100_1000;
+/// Bytes of registers that one serial port has.
+pub const UART_SIZE: u64 = 8;
+/// Shared peripheral interrupts of the two serial ports. The GIC's number is 32 higher.
+pub const UART_SPI: [u32; 2] = [0, 1];
+/// The device tree's blob always has this size, padded with zeroes.
+pub const DTB_SIZE: u64 = 0x1_0000;
+/// Number of interrupts that the GIC has: 32 private ones and 32 shared.
+pub const GIC_INTERRUPTS: u32 = 64;
+/// The most CPUs for which the redistributors fit below the distributor and above the serial ports, within what
+/// the module supports.
+pub const MAX_CPUS: u32 = 128;
+
+/// The device tree's place in a machine with much RAM.
+const DTB_HIGHEST: u64 = 0x8fe0_0000;
+const PAGE: u64 = cca_abi::GRANULE_SIZE;
+
+/// The addresses of one machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes of RAM from [`RAM_BASE`] on.
+    pub ram_size: u64,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// Width of the guest's physical addresses. The top bit tells shared from private.
+    pub ipa_bits: u32,
+    /// Where the kernel's Image is loaded and entered.
+    pub kernel: u64,
+    /// Where the initramfs lies, and its size.
+    pub initrd: Option<(u64, u64)>,
+    /// Where the device tree's blob lies.
+    pub dtb: u64,
+}
+
+/// What has to be placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents {
+    /// Bytes in the kernel's file, decompressed.
+    pub kernel_file: u64,
+    /// Bytes of memory that the kernel uses from its start on, BSS included.
+    pub kernel_image: u64,
+    /// The kernel's offset from a 2 MiB boundary.
+    pub text_offset: u64,
+    /// Bytes in the initramfs.
+    pub initrd: Option<u64>,
+}
+
+impl Layout {
+    /// Places `contents` in a machine with `ram_size` bytes of RAM.
+    pub fn new(ram_size: u64, cpus: u32, contents: Contents) -> Result<Self> {
+        if ram_size == 0 || ram_size % RAM_UNIT != 0 {
+            return Err(Error::vmm(format!("{ram_size} bytes of memory are not a multiple of 2 MiB")));
+        }
+        if cpus == 0 || cpus > MAX_CPUS {
+            return Err(Error::vmm(format!("{cpus} CPUs; 1 to {MAX_CPUS} are possible")));
+        }
+        let ram_end = RAM_BASE
+            .checked_add(ram_size)
+            .filter(|end| *end <= 1 << 46)
+            .ok_or_else(|| Error::vmm(format!("{ram_size} bytes of memory are too many")))?;
+        let too_small =
+            || Error::vmm(format!("{} MiB of memory are too few for kernel and initramfs", ram_size >> 20));
+
+        let dtb = DTB_HIGHEST.min(ram_end - RAM_UNIT);
+        let kernel = RAM_BASE.checked_add(contents.text_offset).ok_or_else(too_small)?;
+        let kernel_end = kernel
+            .checked_add(contents.kernel_image.max(contents.kernel_file))
+            .and_then(|end| end.checked_next_multiple_of(PAGE))
+            .filter(|end| *end <= dtb)
+            .ok_or_else(too_small)?;
+        let initrd = match contents.initrd {
+            None | Some(0) => None,
+            Some(size) => {
+                let start = dtb.checked_sub(size).ok_or_else(too_small)? & !3;
+                // The kernel's last page and the initramfs's first one are populated separately.
+                if start & !(PAGE - 1) < kernel_end {
+                    return Err(too_small());
+                }
+                Some((start, size))
+            }
+        };
+        Ok(Self { ram_size, cpus, ipa_bits: ipa_bits(ram_end), kernel, initrd, dtb })
+    }
+
+    /// First byte after RAM.
+    #[must_use]
+    pub const fn ram_end(&self) -> u64 {
+        RAM_BASE + self.ram_size
+    }
+
+    /// Start and size of all redistributors together.
+    #[must_use]
+    pub fn redistributors(&self) -> (u64, u64) {
+        let size = u64::from(self.cpus) * GICR_SIZE;
+        (GICD_BASE - size, size)
+    }
+
+    /// The bit which a Realm sets in an address to reach shared memory or a device.
+    #[must_use]
+    pub const fn shared_bit(&self) -> u64 {
+        1 << (self.ipa_bits - 1)
+    }
+}
+
+/// One bit more than RAM needs, and at least 33.
+fn ipa_bits(ram_end: u64) -> u32 {
+    (u64::BITS - (ram_end - 1).leading_zeros()).max(32) + 1
+}
+
+/// The affinity bits of `MPIDR_EL1` that KVM gives to virtual CPU `index`.
+#[must_use]
+pub fn mpidr(index: u32) -> u64 {
+    let index = u64::from(index);
+    (index & 0xf) | ((index >> 4) & 0xff) << 8 | (index >> 12) << 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn contents(kernel: u64, initrd: u64) -> Contents {
+        Contents { kernel_file: kernel, kernel_image: kernel, text_offset: 0, initrd: Some(initrd) }
+    }
+
+    #[test]
+    fn a_machine_of_512_mib_looks_like_kvmtools() {
+        let layout = Layout::new(512 * MIB, 1, contents(40 * MIB, 1001)).unwrap();
+        assert_eq!(layout.kernel, 0x8000_0000);
+        assert_eq!(layout.dtb, 0x8fe0_0000);
+        assert_eq!(layout.initrd, Some((0x8fdf_fc14, 1001)));
+        assert_eq!(layout.ipa_bits, 33);
+        assert_eq!(layout.shared_bit(), 0x1_0000_0000);
+        assert_eq!(layout.redistributors(), (0x3ffd_0000, 0x2_0000));
+    }
+
+    #[test]
+    fn a_small_machine_has_its_device_tree_two_mib_below_the_end() {
+        let layout = Layout::new(128 * MIB, 2, contents(40 * MIB, 4096)).unwrap();
+        assert_eq!(layout.dtb, 0x87e0_0000);
+        assert_eq!(layout.initrd, Some((0x87df_f000, 4096)));
+        assert_eq!(layout.redistributors(), (0x3ffb_0000, 0x4_0000));
+    }
+
+    #[test]
+    fn addresses_are_one_bit_wider_than_ram_needs() {
+        assert_eq!(ipa_bits(RAM_BASE + 512 * MIB), 33);
+        assert_eq!(ipa_bits(RAM_BASE + 2048 * MIB), 33);
+        assert_eq!(ipa_bits(RAM_BASE + 2050 * MIB), 34);
+        assert_eq!(ipa_bits(RAM_BASE + 8192 * MIB), 35);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for (size, cpus, kernel, initrd) in [
+            (0, 1, MIB, 1),
+            (64 * MIB + 4096, 1, MIB, 1),
+            (64 * MIB, 0, MIB, 1),
+            (64 * MIB, MAX_CPUS + 1, MIB, 1),
+            (64 * MIB, 1, 80 * MIB, 1),
+            (64 * MIB, 1, 40 * MIB, 30 * MIB),
+            (64 * MIB, 1, u64::MAX, 1),
+            (64 * MIB, 1, MIB, u64::MAX),
+            (u64::MAX - RAM_UNIT + 1, 1, MIB, 1),
+        ] {
+            assert!(
+                Layout::new(size, cpus, contents(kernel, initrd)).is_err(),
+                "{size} {cpus} {kernel} {initrd}"
+            );
+        }
+    }
+
+    #[test]
+    fn affinity_counts_sixteen_cpus_per_cluster() {
+        assert_eq!(mpidr(0), 0);
+        assert_eq!(mpidr(15), 15);
+        assert_eq!(mpidr(17), 0x101);
+    }
+}

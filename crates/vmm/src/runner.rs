@@ -1,0 +1,157 @@
+//! Runs a machine: one thread for each CPU.
+
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use cca_abi::kvm::exit;
+
+use crate::bus::{Bus, Port, Sink};
+use crate::kvm::{Exit, Vcpu, Vm};
+use crate::machine::{Machine, Memory};
+use crate::{Error, Layer, Result};
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest switched it off.
+    PowerOff,
+    /// The guest wants to be started again.
+    Reset,
+    /// The guest reports that it crashed.
+    Crash,
+}
+
+/// Called once for each CPU that ends the machine; the first call counts.
+pub type OnEnd = Box<dyn Fn(Result<Ending>) + Send + Sync>;
+
+struct Shared {
+    vcpus: Vec<Vcpu>,
+    memory: Memory,
+    vm: Arc<Vm>,
+    bus: Bus,
+    stop: AtomicBool,
+    on_end: OnEnd,
+}
+
+/// A machine whose CPUs run.
+pub struct Runner {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner").finish_non_exhaustive()
+    }
+}
+
+impl Runner {
+    /// Starts the CPUs.
+    pub fn start(machine: Machine, console: Sink, control: Sink, on_end: OnEnd) -> Result<Self> {
+        install_kick_handler()?;
+        let Machine { vcpus, vm, memory } = machine;
+        let vm = Arc::new(vm);
+        let lines = vm.clone();
+        let bus = Bus::new(console, control, Box::new(move |spi, level| lines.set_spi(spi, level)));
+        let shared = Arc::new(Shared { vcpus, memory, vm, bus, stop: AtomicBool::new(false), on_end });
+        let mut runner = Self { shared, threads: Vec::new() };
+        for index in 0..runner.shared.vcpus.len() {
+            let shared = runner.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("cpu{index}"))
+                .spawn(move || run_cpu(&shared, index));
+            runner.threads.push(thread.map_err(|error| Error::os("starting a CPU's thread", &error))?);
+        }
+        Ok(runner)
+    }
+
+    /// Types on the guest's console.
+    pub fn send(&self, bytes: &[u8]) -> Result<()> {
+        self.shared.bus.send(Port::Console, bytes)
+    }
+
+    /// Stops all CPUs and waits for their threads. The machine is gone afterwards.
+    pub fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for (vcpu, thread) in self.shared.vcpus.iter().zip(&self.threads) {
+            vcpu.stop_soon(true);
+            // SAFETY: the thread has not been joined, so its identifier is valid even if it has ended.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK) };
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.shared.bus.flush();
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run_cpu(shared: &Shared, index: usize) {
+    let vcpu = &shared.vcpus[index];
+    while !shared.stop.load(Ordering::SeqCst) {
+        match step(shared, vcpu) {
+            Ok(None) => {}
+            Ok(Some(ending)) => return (shared.on_end)(Ok(ending)),
+            Err(error) => return (shared.on_end)(Err(error)),
+        }
+    }
+}
+
+fn step(shared: &Shared, vcpu: &Vcpu) -> Result<Option<Ending>> {
+    match vcpu.run() {
+        Exit::Read { address, len } => vcpu.answer_read(shared.bus.read(address, len)?),
+        Exit::Write { address, data, len } => shared.bus.write(address, &data[..len])?,
+        Exit::MemoryFault { address, size, private } => {
+            shared.memory.convert(&shared.vm, address, size, private)?
+        }
+        Exit::System(exit::SYSTEM_EVENT_SHUTDOWN) => return Ok(Some(Ending::PowerOff)),
+        Exit::System(exit::SYSTEM_EVENT_RESET) => return Ok(Some(Ending::Reset)),
+        Exit::System(exit::SYSTEM_EVENT_CRASH) => return Ok(Some(Ending::Crash)),
+        Exit::System(event) => {
+            return Err(Error::new(Layer::Module, format!("the unknown system event {event}")));
+        }
+        Exit::Interrupted => {}
+        // Another CPU may be about to report that the machine is off; do not keep it from doing so.
+        Exit::Again => std::thread::yield_now(),
+        Exit::Broken(reason, detail) => {
+            return Err(Error::new(
+                Layer::Module,
+                format!("the CPU cannot go on: exit reason {reason}, detail {detail:#x}"),
+            ));
+        }
+        Exit::Refused(errno) => {
+            let layer = if errno == libc::ENXIO { Layer::Rmm } else { Layer::Module };
+            let error = std::io::Error::from_raw_os_error(errno);
+            return Err(Error::new(
+                layer,
+                format!("running the CPU: {error} (the host kernel's log says more)"),
+            ));
+        }
+    }
+    Ok(None)
+}
+
+/// The signal that makes a CPU's thread come back from the kernel.
+const KICK: libc::c_int = libc::SIGUSR1;
+
+fn install_kick_handler() -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: a zeroed `sigaction` is a valid one; the handler does nothing, and is there so that the signal
+    // interrupts system calls without ending the process.
+    let status = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(KICK, &raw const action, std::ptr::null_mut())
+    };
+    if status != 0 {
+        return Err(Error::os("installing a signal handler", &std::io::Error::last_os_error()));
+    }
+    Ok(())
+}
