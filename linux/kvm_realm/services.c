@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/*
+ * Kernel services for Rust: log, memory, user space, locks.
+ */
+#define pr_fmt(fmt) "kvm-realm: " fmt
+
+#include <linux/cpumask.h>
+#include <linux/log2.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/ratelimit.h>
+#include <linux/sched.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/uaccess.h>
+#include <asm/cputype.h>
+#include <asm/cpufeature.h>
+#include <clocksource/arm_arch_timer.h>
+
+#include "shim.h"
+
+/* ---- Log. Guests and user space can cause lines, so everything but the start-up lines is rate limited. ---- */
+
+void shim_log(u32 level, const char *text, size_t len)
+{
+	static DEFINE_RATELIMIT_STATE(limit, 5 * HZ, 40);
+	int n = min_t(size_t, len, 400);
+
+	if (level == SHIM_LOG_ALWAYS) {
+		pr_info("%.*s\n", n, text);
+		return;
+	}
+	if (level == 3) {
+		pr_debug("%.*s\n", n, text);
+		return;
+	}
+	if (!__ratelimit(&limit))
+		return;
+	switch (level) {
+	case 0:
+		pr_err("%.*s\n", n, text);
+		break;
+	case 1:
+		pr_warn("%.*s\n", n, text);
+		break;
+	default:
+		pr_info("%.*s\n", n, text);
+		break;
+	}
+}
+
+/* A Rust panic. No input can cause one; if it happens the module is wrong and must not go on. */
+void __noreturn shim_bug(const char *text, size_t len)
+{
+	pr_emerg("module: Rust panic: %.*s\n", (int)min_t(size_t, len, 400), text);
+	BUG();
+	for (;;)
+		cpu_relax();
+}
+
+/* ---- Memory ---- */
+
+/* Process context only. Small requests never fail; large ones may, and Rust asks for those with try_reserve. */
+void *shim_alloc(size_t size, size_t align)
+{
+	if (align > ARCH_KMALLOC_MINALIGN)
+		size = roundup_pow_of_two(max(size, align));
+	if (size <= PAGE_SIZE)
+		return kmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOFAIL);
+	return kvmalloc(size, GFP_KERNEL_ACCOUNT);
+}
+
+void shim_free(void *p)
+{
+	kvfree(p);
+}
+
+/*
+ * 1 << order contiguous, naturally aligned, unmovable pages, each freed on its own with shim_page_free
+ * (one of them may have to be leaked when the RMM does not give it back). 0 when there is no memory.
+ */
+u64 shim_pages_alloc(u32 order, bool zero)
+{
+	struct page *page;
+
+	if (order > 4)
+		return 0;
+	page = alloc_pages(GFP_KERNEL_ACCOUNT | (zero ? __GFP_ZERO : 0), order);
+	if (!page)
+		return 0;
+	if (order)
+		split_page(page, order);
+	return page_to_phys(page);
+}
+
+void shim_page_free(u64 phys)
+{
+	__free_page(pfn_to_page(PHYS_PFN(phys)));
+}
+
+void *shim_page_address(u64 phys)
+{
+	return __va(phys);
+}
+
+/* ---- User space ---- */
+
+int shim_copy_from_user(void *to, u64 from, size_t len)
+{
+	return copy_from_user(to, (const void __user *)from, len) ? -EFAULT : 0;
+}
+
+int shim_copy_to_user(u64 to, const void *from, size_t len)
+{
+	return copy_to_user((void __user *)to, from, len) ? -EFAULT : 0;
+}
+
+/* Memory slots name addresses of the process that made the VM; its mm is kept as an identity, not kept alive. */
+void *shim_mm_grab(void)
+{
+	mmgrab(current->mm);
+	return current->mm;
+}
+
+void shim_mm_drop(void *mm)
+{
+	mmdrop(mm);
+}
+
+bool shim_mm_is_current(const void *mm)
+{
+	return current->mm == mm;
+}
+
+bool shim_is_user_range(u64 address, u64 size)
+{
+	return access_ok((void __user *)address, size);
+}
+
+/*
+ * Pins pages of the calling process: shared = a Realm will write to them for long, otherwise they are read once now.
+ * Device memory is refused: I/O mappings by the pin itself, memory that belongs to a device here.
+ * The number of pages pinned (at least 1), or an error.
+ */
+long shim_pin_user_pages(u64 address, u32 count, bool shared, u64 *phys)
+{
+	struct page **pages = (struct page **)phys;	/* each entry is replaced by its address below */
+	long n, i;
+
+	n = pin_user_pages_fast(address & PAGE_MASK, count, shared ? FOLL_WRITE | FOLL_LONGTERM : 0, pages);
+	if (n <= 0)
+		return n < 0 ? n : -EFAULT;
+	for (i = 0; i < n; i++) {
+		if (!is_zone_device_page(pages[i]))
+			continue;
+		unpin_user_pages(pages + i, n - i);
+		n = i;
+		break;
+	}
+	for (i = 0; i < n; i++)
+		phys[i] = page_to_phys(pages[i]);
+	return n ? n : -EINVAL;
+}
+
+void shim_unpin_page(u64 phys, bool dirty)
+{
+	struct page *page = pfn_to_page(PHYS_PFN(phys));
+
+	unpin_user_pages_dirty_lock(&page, 1, dirty);
+}
+
+/* ---- Locks ---- */
+
+void *shim_mutex_new(void)
+{
+	struct mutex *m = kmalloc(sizeof(*m), GFP_KERNEL | __GFP_NOFAIL);
+
+	mutex_init(m);
+	return m;
+}
+
+void shim_mutex_free(void *m)
+{
+	mutex_destroy(m);
+	kfree(m);
+}
+
+void shim_mutex_lock(void *m)
+{
+	mutex_lock(m);
+}
+
+void shim_mutex_unlock(void *m)
+{
+	mutex_unlock(m);
+}
+
+bool shim_mutex_trylock(void *m)
+{
+	return mutex_trylock(m);
+}
+
+/* Rust holds the lock in four zeroed bytes of its own, so that locks can be made without allocating. */
+static_assert(sizeof(raw_spinlock_t) == sizeof(u32), "kernel with spin lock debugging: not a stock kernel");
+
+u64 shim_spin_lock(void *l)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave((raw_spinlock_t *)l, flags);
+	return flags;
+}
+
+bool shim_spin_trylock(void *l, u64 *flags)
+{
+	unsigned long f;
+
+	if (!raw_spin_trylock_irqsave((raw_spinlock_t *)l, f))
+		return false;
+	*flags = f;
+	return true;
+}
+
+void shim_spin_unlock(void *l, u64 flags)
+{
+	raw_spin_unlock_irqrestore((raw_spinlock_t *)l, (unsigned long)flags);
+}
+
+/* ---- Odds and ends ---- */
+
+void shim_cond_resched(void)
+{
+	cond_resched();
+}
+
+u32 shim_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
+/*
+ * The features that all CPUs share, as the kernel knows them. The kernel warns about registers that it does not track,
+ * so user space must not be able to ask for others than these.
+ */
+u64 shim_id_register(u32 id)
+{
+	switch (id) {
+	case SYS_ID_AA64PFR0_EL1:
+	case SYS_ID_AA64PFR1_EL1:
+	case SYS_ID_AA64ZFR0_EL1:
+	case SYS_ID_AA64SMFR0_EL1:
+	case SYS_ID_AA64DFR0_EL1:
+	case SYS_ID_AA64DFR1_EL1:
+	case SYS_ID_AA64ISAR0_EL1:
+	case SYS_ID_AA64ISAR1_EL1:
+	case SYS_ID_AA64ISAR2_EL1:
+	case SYS_ID_AA64MMFR0_EL1:
+	case SYS_ID_AA64MMFR1_EL1:
+	case SYS_ID_AA64MMFR2_EL1:
+	case SYS_ID_AA64MMFR3_EL1:
+	case SYS_CTR_EL0:
+		return read_sanitised_ftr_reg(id);
+	case SYS_MIDR_EL1:
+		return read_cpuid_id();
+	case SYS_DCZID_EL0:
+		return read_sysreg(dczid_el0);
+	default:
+		return 0;
+	}
+}
+
+u64 shim_counter(void)
+{
+	return arch_timer_read_counter();
+}

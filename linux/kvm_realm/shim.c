@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/*
+ * Module entry and exit, the device node, and what an administrator can see of the module.
+ * See shim.h for the division between C and Rust.
+ */
+#define pr_fmt(fmt) "kvm-realm: " fmt
+
+#include <linux/arm-smccc.h>
+#include <linux/cpumask.h>
+#include <linux/debugfs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/uaccess.h>
+#include <asm/arch_timer.h>
+#include <asm/virt.h>
+
+#include "shim.h"
+
+static bool unsafe_tests;
+module_param(unsafe_tests, bool, 0400);
+MODULE_PARM_DESC(unsafe_tests, "offer debugfs kvm-realm/read_page, which makes the kernel read a page on purpose");
+
+static u64 stat_of(u32 which)
+{
+	return kvmr_stat(which);
+}
+
+/* ---- What can be seen: /sys/module/kvm_realm/parameters, /sys/kernel/debug/kvm-realm ---- */
+
+static int stat_get(char *buffer, const struct kernel_param *kp)
+{
+	return sysfs_emit(buffer, "%llu\n", stat_of((u32)(uintptr_t)kp->arg));
+}
+
+static int version_get(char *buffer, const struct kernel_param *kp)
+{
+	u64 v = stat_of((u32)(uintptr_t)kp->arg);
+
+	return sysfs_emit(buffer, "%llu.%llu\n", v >> 16, v & 0xffff);
+}
+
+static const struct kernel_param_ops stat_ops = { .get = stat_get };
+static const struct kernel_param_ops version_ops = { .get = version_get };
+
+module_param_cb(abi_generation, &stat_ops, (void *)SHIM_STAT_ABI_GENERATION, 0444);
+MODULE_PARM_DESC(abi_generation, "the version of the KVM/CCA series whose user ABI is served (read only)");
+module_param_cb(rmi_version, &version_ops, (void *)SHIM_STAT_RMI_VERSION, 0444);
+MODULE_PARM_DESC(rmi_version, "the RMM's interface version (read only)");
+
+static int stat_show(void *data, u64 *value)
+{
+	*value = stat_of((u32)(uintptr_t)data);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(stat_fops, stat_show, NULL, "%llu\n");
+
+/* stats: the core's own counters, one "name value" a line. */
+static ssize_t stats_read(struct file *file, char __user *buf, size_t len, loff_t *pos)
+{
+	char *text = kzalloc(PAGE_SIZE, GFP_KERNEL);
+	ssize_t n;
+
+	if (!text)
+		return -ENOMEM;
+	n = kvmr_stats(text, PAGE_SIZE);
+	n = simple_read_from_buffer(buf, len, pos, text, n);
+	kfree(text);
+	return n;
+}
+
+static const struct file_operations stats_fops = {
+	.owner = THIS_MODULE,
+	.read = stats_read,
+};
+
+static struct dentry *debug_dir;
+
+/*
+ * read_page: reads the first word of the physical page whose address is written to the file. This exists to show
+ * that the granule protection check stops the *kernel* as well. The read goes through copy_from_kernel_nofault
+ * when 'n' precedes the address (a fault that the kernel can fix up would give -EFAULT); otherwise it is plain and the
+ * kernel kills the writing process with an oops. Meant for the address in last_private_page.
+ */
+static ssize_t read_page_write(struct file *file, const char __user *buf, size_t len, loff_t *pos)
+{
+	char text[32];
+	u64 phys, word = 0;
+	bool nofault;
+	int err;
+
+	if (len == 0 || len >= sizeof(text))
+		return -EINVAL;
+	if (copy_from_user(text, buf, len))
+		return -EFAULT;
+	text[len] = 0;
+	nofault = text[0] == 'n';
+	if (kstrtou64(strim(text + nofault), 0, &phys))
+		return -EINVAL;
+	phys &= PAGE_MASK;
+	if (!pfn_is_map_memory(PHYS_PFN(phys)))
+		return -ENXIO;
+	if (nofault) {
+		err = copy_from_kernel_nofault(&word, __va(phys), sizeof(word));
+		if (err)
+			return err;
+	} else {
+		word = READ_ONCE(*(u64 *)__va(phys));
+	}
+	pr_err("unsafe_tests: the kernel could read delegated page %#llx: %#llx\n", phys, word);
+	return len;
+}
+
+static const struct file_operations read_page_fops = {
+	.owner = THIS_MODULE,
+	.write = read_page_write,
+};
+
+static void debugfs_start(void)
+{
+	static const struct { const char *name; u32 which; } stats[] = {
+		{ "granules_delegated", SHIM_STAT_DELEGATED },
+		{ "granules_leaked", SHIM_STAT_LEAKED },
+		{ "vms", SHIM_STAT_VMS },
+		{ "pages_pinned", SHIM_STAT_PINNED },
+		{ "smcs", SHIM_STAT_SMCS },
+		{ "last_private_page", SHIM_STAT_LAST_DATA },
+	};
+	size_t i;
+
+	debug_dir = debugfs_create_dir("kvm-realm", NULL);
+	for (i = 0; i < ARRAY_SIZE(stats); i++)
+		debugfs_create_file_unsafe(stats[i].name, 0400, debug_dir, (void *)(uintptr_t)stats[i].which,
+					   &stat_fops);
+	debugfs_create_file("stats", 0400, debug_dir, NULL, &stats_fops);
+	if (unsafe_tests)
+		debugfs_create_file("read_page", 0200, debug_dir, NULL, &read_page_fops);
+}
+
+/* ---- Start and end ---- */
+
+static struct miscdevice device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "kvm-realm",
+	.fops = &shim_system_fops,
+	.mode = 0600,
+};
+
+static int __init shim_start(void)
+{
+	struct shim_facts facts = {
+		.page_size = PAGE_SIZE,
+		.smccc_version = arm_smccc_get_version(),
+		.vhe = is_kernel_in_hyp_mode(),
+		.cpus = num_online_cpus(),
+		.counter_hz = arch_timer_get_cntfrq(),
+	};
+	int err;
+
+	switch (arm_smccc_1_1_get_conduit()) {
+	case SMCCC_CONDUIT_SMC:
+		facts.conduit = 1;
+		break;
+	case SMCCC_CONDUIT_HVC:
+		facts.conduit = 2;
+		break;
+	default:
+		break;
+	}
+
+	err = kvmr_init(&facts);
+	if (err)
+		return err;
+	err = misc_register(&device);
+	if (err) {
+		pr_err("module: cannot register /dev/kvm-realm: %d\n", err);
+		kvmr_exit();
+		return err;
+	}
+	debugfs_start();
+	return 0;
+}
+
+static void __exit shim_end(void)
+{
+	debugfs_remove(debug_dir);
+	misc_deregister(&device);
+	kvmr_exit();
+}
+
+module_init(shim_start);
+module_exit(shim_end);
+MODULE_DESCRIPTION("KVM-style virtual machines that the host cannot read: Arm CCA Realms");
+MODULE_AUTHOR("The kvm-realm authors");
+MODULE_LICENSE("Dual MIT/GPL");
