@@ -76,7 +76,7 @@ pub fn size(fd: RawFd) -> Option<(u16, u16)> {
 }
 
 /// What the user's keys mean.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys {
     /// Bytes for the guest.
     pub bytes: Vec<u8>,

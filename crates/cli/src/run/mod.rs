@@ -1,34 +1,45 @@
 //! `realm run` where `/dev/kvm-realm` is: builds a Realm from a kernel and an initramfs, runs it, and hands
 //! its console, or the output and the status of one command, to the caller.
 
+mod events;
+mod session;
+
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use vmm::fdt::Conduit;
+use vmm::image::Image;
+use vmm::machine::{Kind, Machine, Stage};
+use vmm::plan::Plan;
+
+use events::Events;
 
 /// What to run and where its output goes. Plain data: the command line's parser fills it in.
 #[derive(Debug, Clone)]
-pub struct RunOptions {
-    /// The KVM device to use, `/dev/kvm-realm` unless told otherwise.
-    pub device: PathBuf,
+pub(crate) struct RunOptions {
+    /// The KVM device to use.
+    pub(crate) device: PathBuf,
     /// The guest's kernel: an arm64 Image, raw, gzipped, or as an EFI zboot file.
-    pub kernel: PathBuf,
+    pub(crate) kernel: PathBuf,
     /// The guest's initramfs.
-    pub initrd: Option<PathBuf>,
-    /// The guest's whole command line; `None` means the default for the kind of run.
-    pub cmdline: Option<String>,
+    pub(crate) initrd: Option<PathBuf>,
+    /// Words to add to the guest's command line.
+    pub(crate) cmdline: Option<String>,
     /// Guest memory in MiB.
-    pub memory_mib: u64,
+    pub(crate) memory_mib: u64,
     /// Number of virtual CPUs.
-    pub cpus: u32,
+    pub(crate) cpus: u32,
     /// Run this command (with `sh -c`) instead of an interactive shell.
-    pub exec: Option<String>,
+    pub(crate) exec: Option<String>,
     /// Where stage events go, one JSON object per line.
-    pub events_fd: Option<RawFd>,
+    pub(crate) events_fd: Option<RawFd>,
     /// A file that receives everything the guest prints on its console.
-    pub console_log: Option<PathBuf>,
+    pub(crate) console_log: Option<PathBuf>,
     /// Show the guest's console on stderr when a command is executed.
-    pub verbose: bool,
-    /// Run an ordinary virtual machine on `/dev/kvm` instead of a Realm; for tests of everything around it.
-    pub plain: bool,
+    pub(crate) verbose: bool,
+    /// Run an ordinary virtual machine instead of a Realm; for tests of everything around it.
+    pub(crate) plain: bool,
 }
 
 impl Default for RunOptions {
@@ -36,7 +47,7 @@ impl Default for RunOptions {
         Self {
             device: PathBuf::from("/dev/kvm-realm"),
             kernel: PathBuf::from("/guest/kernel"),
-            initrd: None,
+            initrd: Some(PathBuf::from("/guest/initrd")),
             cmdline: None,
             memory_mib: 512,
             cpus: 1,
@@ -51,7 +62,76 @@ impl Default for RunOptions {
 
 /// Runs the guest until it ends and returns the status that the process should exit with: the executed
 /// command's own, 0 for an interactive Realm that was powered off.
-pub fn run_on_device(opts: &RunOptions) -> anyhow::Result<u8> {
-    let _ = opts;
-    anyhow::bail!("running a Realm on {} is not there yet", opts.device.display())
+pub(crate) fn run_on_device(opts: &RunOptions) -> anyhow::Result<u8> {
+    let events = Events::new(opts.events_fd);
+    let result = run(opts, &events);
+    match &result {
+        Ok(_) => events.stage("done"),
+        Err(error) => {
+            let layer = error.downcast_ref::<vmm::Error>().map_or("VMM", |error| error.layer().name());
+            events.error(layer, &format!("{error:#}"));
+        }
+    }
+    result
+}
+
+fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
+    if let Some(command) = &opts.exec {
+        anyhow::ensure!(
+            command.len() <= vmm::control::MAX_COMMAND,
+            "the command is longer than {} bytes",
+            vmm::control::MAX_COMMAND
+        );
+    }
+    let kernel = Image::parse(read(&opts.kernel)?)?;
+    let initrd = opts.initrd.as_deref().map(read).transpose()?;
+    let conduit = if opts.plain { Conduit::Hvc } else { Conduit::Smc };
+    let ram_size = opts.memory_mib.checked_mul(1 << 20).context("so much memory cannot be addressed")?;
+    let plan = Plan::new(ram_size, opts.cpus, kernel, initrd, &cmdline(opts), conduit)?;
+    let kind = if opts.plain {
+        Kind::Plain
+    } else {
+        Kind::Realm { hash: cca_abi::kvm::rme::HASH_SHA256, personalization: [0; 64] }
+    };
+    let machine = Machine::new(&opts.device, kind, &plan, &|stage| {
+        events.stage(match stage {
+            Stage::Created => "realm-created",
+            Stage::Populated => "populated",
+            Stage::Activated => "activated",
+        });
+    })?;
+    drop(plan);
+    session::run(opts, machine, events)
+}
+
+/// The guest's command line: the console, and no more talk than somebody will read.
+fn cmdline(opts: &RunOptions) -> String {
+    let mut words = String::from("console=ttyS0");
+    if opts.exec.is_some() && !opts.verbose {
+        words.push_str(" quiet");
+    }
+    if let Some(more) = &opts.cmdline {
+        words.push(' ');
+        words.push_str(more);
+    }
+    words
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_runs_quietly_unless_somebody_watches() {
+        let mut opts = RunOptions { cmdline: Some("nokaslr".into()), ..RunOptions::default() };
+        assert_eq!(cmdline(&opts), "console=ttyS0 nokaslr");
+        opts.exec = Some("true".into());
+        assert_eq!(cmdline(&opts), "console=ttyS0 quiet nokaslr");
+        opts.verbose = true;
+        assert_eq!(cmdline(&opts), "console=ttyS0 nokaslr");
+    }
 }
