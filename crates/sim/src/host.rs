@@ -1,0 +1,588 @@
+//! The host kernel under the host core: pages, processes, threads, files.
+
+use crate::machine::{HOST_BASE, Machine};
+use crate::memory::{DRAM_BASE, PAGE_SIZE, Pas};
+use kvm_realm::errno::{Errno, Result};
+use kvm_realm::files::FileObject;
+use kvm_realm::kernel::{
+    Entry, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
+};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+thread_local! {
+    static PROCESS: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
+    static SIGNAL: RefCell<Option<Signal>> = const { RefCell::new(None) };
+    static SPINS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Fails if the caller holds a spin lock, where a kernel could not sleep or allocate.
+fn assert_may_sleep(what: &str) {
+    assert_eq!(SPINS.get(), 0, "{what} under a spin lock");
+}
+
+struct Shared {
+    machine: Arc<Machine>,
+    free: Mutex<BTreeSet<u64>>,
+    /// Allocations that still succeed; negative: no limit.
+    budget: AtomicI64,
+}
+
+/// The simulated kernel. A handle.
+#[derive(Clone)]
+pub struct SimKernel {
+    shared: Arc<Shared>,
+}
+
+impl SimKernel {
+    /// A kernel that owns all of the machine's host memory.
+    #[must_use]
+    pub fn new(machine: Arc<Machine>) -> Self {
+        let end = DRAM_BASE + machine.memory().dram_size();
+        let free = (HOST_BASE..end).step_by(PAGE_SIZE as usize).collect();
+        Self { shared: Arc::new(Shared { machine, free: Mutex::new(free), budget: AtomicI64::new(-1) }) }
+    }
+
+    /// Its machine.
+    #[must_use]
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.shared.machine
+    }
+
+    /// Pages that nobody has allocated.
+    #[must_use]
+    pub fn free_pages(&self) -> usize {
+        self.shared.free.lock().unwrap().len()
+    }
+
+    /// Lets `count` more page allocations succeed; `None` lifts the limit.
+    pub fn limit_allocations(&self, count: Option<u32>) {
+        self.shared.budget.store(count.map_or(-1, i64::from), Relaxed);
+    }
+
+    fn take(&self, first: u64, count: u64) -> bool {
+        let mut free = self.shared.free.lock().unwrap();
+        let pages = (0..count).map(|n| first + n * PAGE_SIZE);
+        if pages.clone().all(|pa| free.contains(&pa)) {
+            pages.for_each(|pa| {
+                free.remove(&pa);
+            });
+            true
+        } else {
+            false
+        }
+    }
+
+    fn charge(&self) -> Result<()> {
+        if self.shared.budget.load(Relaxed) < 0 || self.shared.budget.fetch_sub(1, Relaxed) > 0 {
+            Ok(())
+        } else {
+            self.shared.budget.store(0, Relaxed);
+            Err(Errno::ENOMEM)
+        }
+    }
+
+    fn page(&self, pa: u64, zeroed: bool) -> SimPage {
+        let page = SimPage { kernel: self.clone(), pa };
+        for word in page.words() {
+            // What a page held before is nobody's business: make use of it visible.
+            word.store(if zeroed { 0 } else { 0xDEAD_BEEF_DEAD_BEEF }, Relaxed);
+        }
+        page
+    }
+
+    fn process() -> Arc<Process> {
+        PROCESS.with_borrow(|process| process.clone()).expect("the calling thread belongs to a process")
+    }
+}
+
+/// A page of kernel memory.
+pub struct SimPage {
+    kernel: SimKernel,
+    pa: u64,
+}
+
+impl SimPage {
+    fn words(&self) -> &crate::memory::Page {
+        let memory = self.kernel.machine().memory();
+        memory
+            .page(Pas::NonSecure, self.pa)
+            .unwrap_or_else(|fault| panic!("host kernel touched {:#x}: {fault:x?}", self.pa))
+    }
+
+    fn load(&self, offset: usize, size: usize) -> u64 {
+        if offset % size != 0 || offset + size > PAGE_SIZE as usize {
+            return 0;
+        }
+        let word = self.words()[offset / 8].load(Relaxed) >> ((offset % 8) * 8);
+        if size == 8 { word } else { word & ((1 << (size * 8)) - 1) }
+    }
+
+    fn store(&self, offset: usize, size: usize, value: u64) {
+        if offset % size != 0 || offset + size > PAGE_SIZE as usize {
+            return;
+        }
+        let shift = (offset % 8) * 8;
+        let mask = (if size == 8 { u64::MAX } else { (1 << (size * 8)) - 1 }) << shift;
+        let word = &self.words()[offset / 8];
+        word.store(word.load(Relaxed) & !mask | (value << shift) & mask, Relaxed);
+    }
+}
+
+impl Page for SimPage {
+    fn pa(&self) -> u64 {
+        self.pa
+    }
+    fn load_u8(&self, offset: usize) -> u8 {
+        self.load(offset, 1) as u8
+    }
+    fn load_u32(&self, offset: usize) -> u32 {
+        self.load(offset, 4) as u32
+    }
+    fn load_u64(&self, offset: usize) -> u64 {
+        self.load(offset, 8)
+    }
+    fn store_u8(&self, offset: usize, value: u8) {
+        self.store(offset, 1, value.into());
+    }
+    fn store_u32(&self, offset: usize, value: u32) {
+        self.store(offset, 4, value.into());
+    }
+    fn store_u64(&self, offset: usize, value: u64) {
+        self.store(offset, 8, value);
+    }
+}
+
+impl Drop for SimPage {
+    fn drop(&mut self) {
+        let machine = self.kernel.machine();
+        if machine.memory().check(Pas::NonSecure, self.pa).is_err() {
+            machine.report_violation(format!("page {:#x} was freed while delegated", self.pa));
+            return;
+        }
+        self.kernel.shared.free.lock().unwrap().insert(self.pa);
+    }
+}
+
+/// A process: an address space and a table of files.
+pub struct Process {
+    kernel: SimKernel,
+    pages: Mutex<HashMap<u64, Arc<SimPage>>>,
+    next: AtomicU64,
+    files: Mutex<HashMap<i32, FileObject<SimKernel>>>,
+}
+
+impl Process {
+    /// A process without memory or files.
+    #[must_use]
+    pub fn new(kernel: &SimKernel) -> Arc<Self> {
+        Arc::new(Self {
+            kernel: kernel.clone(),
+            pages: Mutex::default(),
+            next: AtomicU64::new(0x10_0000),
+            files: Mutex::default(),
+        })
+    }
+
+    /// Runs `work` as a thread of this process.
+    pub fn run<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
+        let before = PROCESS.replace(Some(self.clone()));
+        let result = work();
+        PROCESS.set(before);
+        result
+    }
+
+    /// Zeroed memory of `size` bytes; its address.
+    ///
+    /// # Panics
+    /// If the machine has no more memory.
+    pub fn mmap(&self, size: u64) -> u64 {
+        let size = size.next_multiple_of(PAGE_SIZE);
+        let address = self.next.fetch_add(size + PAGE_SIZE, Relaxed);
+        let mut pages = self.pages.lock().unwrap();
+        for at in (address..address + size).step_by(PAGE_SIZE as usize) {
+            let page = self.kernel.alloc_page(Fill::Zeroed).expect("memory for the process");
+            pages.insert(at, Arc::new(page));
+        }
+        address
+    }
+
+    fn at(&self, address: u64) -> Option<Arc<SimPage>> {
+        self.pages.lock().unwrap().get(&(address & !(PAGE_SIZE - 1))).cloned()
+    }
+
+    /// Copies out of the process.
+    ///
+    /// # Errors
+    /// `EFAULT` where nothing is mapped.
+    pub fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        for (at, byte) in (from..).zip(to) {
+            let page = self.at(at).ok_or(Errno::EFAULT)?;
+            *byte = page.load_u8((at % PAGE_SIZE) as usize);
+        }
+        Ok(())
+    }
+
+    /// Copies into the process.
+    ///
+    /// # Errors
+    /// `EFAULT` where nothing is mapped.
+    pub fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        for (at, byte) in (to..).zip(from) {
+            let page = self.at(at).ok_or(Errno::EFAULT)?;
+            page.store_u8((at % PAGE_SIZE) as usize, *byte);
+        }
+        Ok(())
+    }
+
+    /// The object behind a file descriptor.
+    #[must_use]
+    pub fn file(&self, fd: i32) -> Option<FileObject<SimKernel>> {
+        self.files.lock().unwrap().get(&fd).cloned()
+    }
+
+    /// Closes one file.
+    pub fn close(&self, fd: i32) {
+        let file = self.files.lock().unwrap().remove(&fd);
+        drop(file);
+    }
+
+    /// What the kernel does when the process dies: closes its files, lowest first, and frees its memory.
+    pub fn exit(&self) {
+        let mut files: Vec<_> = self.files.lock().unwrap().drain().collect();
+        files.sort_by_key(|(fd, _)| *fd);
+        for (_, file) in files {
+            drop(file);
+        }
+        let pages = std::mem::take(&mut *self.pages.lock().unwrap());
+        drop(pages);
+    }
+}
+
+/// A pinned page of a process.
+pub struct SimUserPage(Arc<SimPage>);
+
+impl UserPage for SimUserPage {
+    fn pa(&self) -> u64 {
+        self.0.pa
+    }
+}
+
+/// What interrupts a thread inside a system call.
+#[derive(Clone, Default)]
+pub struct Signal {
+    pending: Arc<AtomicBool>,
+    target: Arc<Mutex<Option<Arc<ThreadState>>>>,
+}
+
+impl Signal {
+    /// Makes the calling thread one that this signal reaches.
+    pub fn adopt(&self) {
+        SIGNAL.set(Some(self.clone()));
+    }
+
+    /// Sends it.
+    pub fn raise(&self) {
+        self.pending.store(true, SeqCst);
+        let target = self.target.lock().unwrap().clone();
+        if let Some(target) = target {
+            target.kick();
+        }
+    }
+}
+
+fn signal_pending() -> bool {
+    SIGNAL.with_borrow(|signal| signal.as_ref().is_some_and(|signal| signal.pending.load(SeqCst)))
+}
+
+#[derive(Default)]
+struct Position {
+    on_cpu: Option<usize>,
+    kicks: u64,
+}
+
+struct ThreadState {
+    machine: Arc<Machine>,
+    position: Mutex<Position>,
+    kicked: Condvar,
+}
+
+impl ThreadState {
+    fn kick(&self) {
+        let mut position = self.position.lock().unwrap();
+        position.kicks += 1;
+        if let Some(cpu) = position.on_cpu {
+            self.machine.interrupt(cpu);
+        }
+        self.kicked.notify_all();
+    }
+}
+
+/// The thread inside `KVM_RUN`.
+pub struct SimVcpuThread {
+    kernel: SimKernel,
+    state: Arc<ThreadState>,
+}
+
+impl VcpuThread for SimVcpuThread {
+    fn begin(&self) {
+        SIGNAL.with_borrow(|signal| {
+            if let Some(signal) = signal {
+                *signal.target.lock().unwrap() = Some(self.state.clone());
+            }
+        });
+    }
+
+    fn end(&self) {
+        SIGNAL.with_borrow(|signal| {
+            if let Some(signal) = signal {
+                *signal.target.lock().unwrap() = None;
+            }
+        });
+    }
+
+    fn prepare(&self) -> Result<()> {
+        assert_may_sleep("prepare");
+        if signal_pending() { Err(Errno::EINTR) } else { Ok(()) }
+    }
+
+    fn enter(&self, regs: &mut SmcRegs, last_check: &mut dyn FnMut() -> bool) -> Entry {
+        assert_may_sleep("enter");
+        let machine = self.kernel.machine();
+        machine.on_cpu(|cpu| {
+            self.state.position.lock().unwrap().on_cpu = Some(cpu);
+            let entry = if signal_pending() || !last_check() {
+                Entry::Refused
+            } else {
+                machine.host_smc(cpu, regs);
+                Entry::Ran
+            };
+            self.state.position.lock().unwrap().on_cpu = None;
+            entry
+        })
+    }
+
+    fn block(&self, deadline: Option<u64>, wake: &mut dyn FnMut() -> bool) -> Result<()> {
+        assert_may_sleep("block");
+        let machine = self.kernel.machine();
+        let started = Instant::now();
+        loop {
+            let kicks = self.state.position.lock().unwrap().kicks;
+            if wake() {
+                return Ok(());
+            }
+            if deadline.is_some_and(|deadline| machine.counter() >= deadline) {
+                return Ok(());
+            }
+            if signal_pending() {
+                return Err(Errno::EINTR);
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "a vCPU sleeps for ever");
+            let position = self.state.position.lock().unwrap();
+            let patience = Duration::from_millis(if deadline.is_some() { 1 } else { 20 });
+            let (position, waited) = self
+                .state
+                .kicked
+                .wait_timeout_while(position, patience, |position| position.kicks == kicks)
+                .unwrap();
+            drop(position);
+            if waited.timed_out() {
+                if let Some(deadline) = deadline {
+                    // Nothing else happened for a while: skip to the time that it waits for.
+                    machine.advance_to(deadline);
+                }
+            }
+        }
+    }
+
+    fn kick(&self) {
+        self.state.kick();
+    }
+}
+
+/// A lock whose holder must not sleep; checked.
+pub struct RawSpin(parking_lot::RawMutex);
+
+// SAFETY: exclusion is parking_lot's; only a counter is added around it.
+unsafe impl lock_api::RawMutex for RawSpin {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self = Self(<parking_lot::RawMutex as lock_api::RawMutex>::INIT);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        lock_api::RawMutex::lock(&self.0);
+        SPINS.set(SPINS.get() + 1);
+    }
+
+    fn try_lock(&self) -> bool {
+        let locked = lock_api::RawMutex::try_lock(&self.0);
+        SPINS.set(SPINS.get() + u32::from(locked));
+        locked
+    }
+
+    unsafe fn unlock(&self) {
+        SPINS.set(SPINS.get() - 1);
+        // SAFETY: the caller holds the lock.
+        unsafe { lock_api::RawMutex::unlock(&self.0) };
+    }
+}
+
+/// A lock whose waiters sleep; checked.
+pub struct RawSleeping(parking_lot::RawMutex);
+
+// SAFETY: exclusion is parking_lot's.
+unsafe impl lock_api::RawMutex for RawSleeping {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self = Self(<parking_lot::RawMutex as lock_api::RawMutex>::INIT);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        assert_may_sleep("a mutex was taken");
+        lock_api::RawMutex::lock(&self.0);
+    }
+
+    fn try_lock(&self) -> bool {
+        lock_api::RawMutex::try_lock(&self.0)
+    }
+
+    unsafe fn unlock(&self) {
+        // SAFETY: the caller holds the lock.
+        unsafe { lock_api::RawMutex::unlock(&self.0) };
+    }
+}
+
+impl Kernel for SimKernel {
+    type RawMutex = RawSleeping;
+    type RawSpinLock = RawSpin;
+    type Page = SimPage;
+    type UserPage = SimUserPage;
+    type AddressSpace = usize;
+    type VcpuThread = SimVcpuThread;
+
+    fn smc(&self, regs: &mut SmcRegs) {
+        let machine = self.machine();
+        machine.on_cpu(|cpu| machine.host_smc(cpu, regs));
+    }
+
+    fn alloc_page(&self, fill: Fill) -> Result<SimPage> {
+        assert_may_sleep("an allocation");
+        self.charge()?;
+        let pa = self.shared.free.lock().unwrap().pop_first().ok_or(Errno::ENOMEM)?;
+        Ok(self.page(pa, fill == Fill::Zeroed))
+    }
+
+    fn alloc_contiguous(&self, count: usize) -> Result<Vec<SimPage>> {
+        assert_may_sleep("an allocation");
+        self.charge()?;
+        let size = count as u64 * PAGE_SIZE;
+        let end = DRAM_BASE + self.machine().memory().dram_size();
+        let first = (HOST_BASE.next_multiple_of(size)..end)
+            .step_by(size as usize)
+            .rev()
+            .find(|&pa| pa + size <= end && self.take(pa, count as u64))
+            .ok_or(Errno::ENOMEM)?;
+        Ok((0..count as u64).map(|n| self.page(first + n * PAGE_SIZE, true)).collect())
+    }
+
+    fn copy_from_user(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        assert_may_sleep("a user copy");
+        Self::process().read(from, to)
+    }
+
+    fn copy_to_user(&self, to: u64, from: &[u8]) -> Result<()> {
+        assert_may_sleep("a user copy");
+        Self::process().write(to, from)
+    }
+
+    fn is_user_range(&self, address: u64, size: u64) -> bool {
+        address.checked_add(size).is_some_and(|end| end <= 1 << 48)
+    }
+
+    fn current_address_space(&self) -> usize {
+        Arc::as_ptr(&Self::process()) as usize
+    }
+
+    fn is_current(&self, space: &usize) -> bool {
+        Arc::as_ptr(&Self::process()) as usize == *space
+    }
+
+    fn pin_user_pages(
+        &self,
+        address: u64,
+        count: usize,
+        _purpose: PinPurpose,
+        pages: &mut Vec<SimUserPage>,
+    ) -> Result<usize> {
+        assert_may_sleep("a pin");
+        let process = Self::process();
+        for n in 0..count {
+            match process.at(address + n as u64 * PAGE_SIZE) {
+                Some(page) => pages.push(SimUserPage(page)),
+                None if n > 0 => return Ok(n),
+                None => return Err(Errno::EFAULT),
+            }
+        }
+        Ok(count)
+    }
+
+    fn install_fd(&self, _name: &str, object: FileObject<Self>, _size: u64) -> Result<i32> {
+        assert_may_sleep("install_fd");
+        let process = Self::process();
+        let mut files = process.files.lock().unwrap();
+        let fd = (3..).find(|fd| !files.contains_key(fd)).ok_or(Errno::EBADF)?;
+        files.insert(fd, object);
+        Ok(fd)
+    }
+
+    fn file_object(&self, fd: i32) -> Option<FileObject<Self>> {
+        Self::process().file(fd)
+    }
+
+    fn new_vcpu_thread(&self) -> SimVcpuThread {
+        SimVcpuThread {
+            kernel: self.clone(),
+            state: Arc::new(ThreadState {
+                machine: self.machine().clone(),
+                position: Mutex::default(),
+                kicked: Condvar::new(),
+            }),
+        }
+    }
+
+    fn set_signal_mask(&self, mask: u64) -> u64 {
+        mask
+    }
+
+    fn counter(&self) -> u64 {
+        self.machine().counter()
+    }
+
+    fn counter_frequency(&self) -> u64 {
+        1_000_000_000
+    }
+
+    fn online_cpus(&self) -> u32 {
+        self.machine().cpus() as u32
+    }
+
+    fn id_register(&self, encoding: u16) -> u64 {
+        match encoding {
+            0xC020 => 0x1311_0011_2111_2222,
+            0xC028 => 0x1000_0000_1030_560A,
+            0xC038 => 0x2100_0323_1020_1126,
+            _ => 0,
+        }
+    }
+
+    fn cond_resched(&self) {
+        assert_may_sleep("cond_resched");
+    }
+
+    fn log(&self, level: LogLevel, line: fmt::Arguments<'_>) {
+        self.machine().log(format!("host {level:?}: {line}"));
+    }
+}

@@ -1,0 +1,323 @@
+//! Whole lives of Realms on the simulated machine: monitor, RMM and host core together.
+
+use cca_abi::rsi;
+use kvm_realm::{System, SystemConfig};
+use sim::guest::{Guest, Op};
+use sim::host::{Signal, SimKernel};
+use sim::machine::{Machine, Shape};
+use sim::memory::{DRAM_BASE, PAGE_SIZE, Pas};
+use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The shared alias: the top bit of a 33-bit IPA space.
+const SHARED: u64 = 1 << 32;
+/// RAM behind the populated image.
+const FREE_RAM: u64 = RAM_BASE + 3 * PAGE_SIZE;
+
+struct Bench {
+    machine: Arc<Machine>,
+    kernel: SimKernel,
+    system: Arc<System<SimKernel>>,
+    free: usize,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let machine = Machine::boot(Shape::default());
+        let kernel = SimKernel::new(machine.clone());
+        let system = System::probe(kernel.clone(), SystemConfig::default())
+            .unwrap_or_else(|error| panic!("the host core found no RMM: {error:?}"));
+        let free = kernel.free_pages();
+        Self { machine, kernel, system, free }
+    }
+
+    fn vmm(&self, config: Config) -> Vmm {
+        Vmm::new(&self.kernel, &self.system, config)
+    }
+
+    fn built(&self, config: Config, script: impl Fn(&Guest) + Send + Sync + 'static) -> Vmm {
+        self.machine.load_program(ENTRY, script);
+        let mut vmm = self.vmm(config);
+        if let Err((step, errno)) = vmm.build() {
+            panic!("{step}: {errno}; log: {:#?}", self.machine.log_lines());
+        }
+        vmm
+    }
+
+    /// Ends the VMM's process and checks that nothing is missing.
+    fn finish(&self, vmm: Vmm) {
+        vmm.process.exit();
+        drop(vmm);
+        self.machine.assert_no_failures();
+        self.machine.assert_all_memory_is_back();
+        assert_eq!(self.kernel.free_pages(), self.free, "pages are missing\nlog: {:#?}", self.machine.log_lines());
+    }
+}
+
+fn no_device(gpa: u64, _: Option<u64>) -> u64 {
+    panic!("unexpected access to {gpa:#x}");
+}
+
+fn realm_pages(machine: &Machine) -> Vec<u64> {
+    let end = DRAM_BASE + machine.memory().dram_size();
+    (sim::machine::HOST_BASE..end)
+        .step_by(PAGE_SIZE as usize)
+        .filter(|&pa| machine.memory().gpi(pa) == Ok(0xB))
+        .collect()
+}
+
+#[test]
+fn a_realm_lives_and_gives_everything_back() {
+    let bench = Bench::new();
+    let vmm = bench.built(Config::default(), |guest| {
+        assert_eq!(guest.x0, 0xB007);
+        assert_eq!(guest.read(RAM_BASE), 0x1111_0000);
+        assert_eq!(guest.read(RAM_BASE + 2 * PAGE_SIZE), 0x1111_0002);
+        let version = guest.smc(&[rsi::fid::VERSION, rsi::VERSION_1_0]);
+        assert_eq!(version[..3], [0, rsi::VERSION_1_0, rsi::VERSION_1_0]);
+        // Memory that was never populated is zero at the first touch.
+        assert_eq!(guest.read(FREE_RAM + 8), 0);
+        guest.write(FREE_RAM + 8, 42);
+        assert_eq!(guest.read(FREE_RAM + 8), 42);
+        // A device, through the shared alias.
+        let read = guest.execute(Op::Read { ipa: DEVICE | SHARED, size: 4 }).unwrap()[0];
+        assert_eq!(read, 0x1234);
+        guest.execute(Op::Write { ipa: DEVICE | SHARED | 8, size: 1, value: 0xAB }).unwrap();
+    });
+    assert_eq!(vmm.has_realms(), Ok(true));
+    let stored = AtomicU64::new(0);
+    let event = vmm.run_to_end(0, &|gpa, write| {
+        match write {
+            Some(value) => {
+                assert_eq!(gpa, DEVICE + 8);
+                stored.store(value & 0xFF, Relaxed);
+            }
+            None => assert_eq!(gpa, DEVICE),
+        }
+        0x1234
+    });
+    assert_eq!(event, Ok(1), "log: {:#?}", bench.machine.log_lines());
+    assert_eq!(stored.load(Relaxed), 0xAB);
+    bench.finish(vmm);
+}
+
+#[test]
+fn every_page_of_ram_comes_at_its_first_touch_and_only_the_realm_can_read_it() {
+    let bench = Bench::new();
+    let vmm = bench.built(Config { ram: 4 << 20, ..Config::default() }, |guest| {
+        for page in 3..1024 {
+            guest.write(RAM_BASE + page * PAGE_SIZE, 0x5EC0_0000 + page);
+        }
+        for page in 3..1024 {
+            assert_eq!(guest.read(RAM_BASE + page * PAGE_SIZE), 0x5EC0_0000 + page);
+        }
+        guest.smc(&[rsi::fid::HOST_CALL, u64::MAX]);
+    });
+    assert_eq!(vmm.run_to_end(0, &no_device), Ok(1));
+    let pages = realm_pages(&bench.machine);
+    assert!(pages.len() > 1024, "{} granules are the Realm's", pages.len());
+    for pa in pages {
+        assert!(bench.machine.memory().check(Pas::NonSecure, pa).is_err());
+    }
+    bench.finish(vmm);
+}
+
+#[test]
+fn a_page_can_be_shared_and_taken_back() {
+    let bench = Bench::new();
+    let page = RAM_BASE + 0x10_0000;
+    let vmm = bench.built(Config::default(), move |guest| {
+        guest.write(page, 0x5EC2E7);
+        guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("share");
+        guest.write(page | SHARED, 0x6E11_0);
+        // The VMM answers through the same page.
+        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
+        assert_eq!(guest.read(page | SHARED), 0xA125);
+        // The private alias is gone.
+        assert!(guest.execute(Op::Read { ipa: page, size: 8 }).is_err());
+        guest.ipa_state_set(page, page + PAGE_SIZE, true, true).expect("unshare");
+        assert_eq!(guest.read(page), 0, "what the host wrote, and the old secret, are not there");
+    });
+    let shared = vmm.ram + 0x10_0000;
+    let event = vmm.run_to_end(0, &|_, _| {
+        let mut bytes = [0; 8];
+        vmm.process.read(shared, &mut bytes).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), 0x6E11_0);
+        vmm.process.write(shared, &0xA125u64.to_le_bytes()).unwrap();
+        0
+    });
+    assert_eq!(event, Ok(1), "log: {:#?}", bench.machine.log_lines());
+    bench.finish(vmm);
+}
+
+#[test]
+fn a_vmm_that_dies_after_any_step_leaves_nothing_behind() {
+    let bench = Bench::new();
+    bench.machine.load_program(ENTRY, |_| {});
+    for count in 0..=STEPS.len() {
+        let mut vmm = bench.vmm(Config { vcpus: 2, ..Config::default() });
+        for (name, step) in &STEPS[..count] {
+            step(&mut vmm).unwrap_or_else(|errno| panic!("{name}: {errno}; {:#?}", bench.machine.log_lines()));
+        }
+        bench.finish(vmm);
+    }
+}
+
+#[test]
+fn files_may_be_closed_in_any_order() {
+    let bench = Bench::new();
+    for rotation in 0..5 {
+        let vmm = bench.built(Config { vcpus: 2, ..Config::default() }, |_| {});
+        let mut files = [vmm.vm(), vmm.vcpus[0], vmm.vcpus[1], vmm.vm() + 1, vmm.vcpus[1] + 1];
+        files.rotate_left(rotation);
+        for fd in files {
+            vmm.process.close(fd);
+        }
+        bench.finish(vmm);
+    }
+}
+
+#[test]
+fn running_out_of_memory_at_any_point_is_an_error_and_loses_nothing() {
+    let bench = Bench::new();
+    bench.machine.load_program(ENTRY, |guest| {
+        guest.write(RAM_BASE + 0x20_0000, 1);
+    });
+    let mut limit = 0;
+    loop {
+        let mut vmm = bench.vmm(Config::default());
+        bench.kernel.limit_allocations(Some(limit));
+        let built = vmm.build();
+        let ran = built.is_ok().then(|| vmm.run_to_end(0, &no_device));
+        bench.kernel.limit_allocations(None);
+        bench.finish(vmm);
+        match (built, ran) {
+            (Ok(()), Some(Ok(1))) => break,
+            (Err((_, kvm_realm::errno::Errno::ENOMEM)), _) => {}
+            (Ok(()), Some(Err(kvm_realm::errno::Errno::ENOMEM))) => {}
+            other => panic!("{limit} allocations: {other:?}; {:#?}", bench.machine.log_lines()),
+        }
+        limit += 1;
+    }
+    assert!(limit > 10);
+}
+
+#[test]
+fn ten_realms_in_a_row_lose_no_page() {
+    let bench = Bench::new();
+    for round in 0..10 {
+        let vmm = bench.built(Config { vcpus: 1 + round % 2, ..Config::default() }, |guest| {
+            guest.write(RAM_BASE + 0x30_0000, 7);
+        });
+        assert_eq!(vmm.run_to_end(0, &no_device), Ok(1));
+        bench.finish(vmm);
+    }
+}
+
+#[test]
+fn a_vmm_killed_while_its_guest_runs_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let vmm = bench.built(Config::default(), |guest| {
+        for n in 0.. {
+            guest.write(RAM_BASE + 0x10_0000 + (n % 64) * PAGE_SIZE, n);
+        }
+    });
+    let signal = Signal::default();
+    std::thread::scope(|scope| {
+        let sender = signal.clone();
+        let (vmm, receiver) = (&vmm, signal.clone());
+        let vcpu = scope.spawn(move || {
+            receiver.adopt();
+            vmm.run(0)
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        sender.raise();
+        assert_eq!(vcpu.join().unwrap(), Err(kvm_realm::errno::Errno::EINTR));
+    });
+    bench.finish(vmm);
+}
+
+/// The second vCPU's program.
+const SECOND: u64 = RAM_BASE + 0x100;
+
+fn gic_enable(guest: &Guest, vcpu: u64, intid: u64) {
+    guest.execute(Op::Write { ipa: GICD | SHARED, size: 4, value: 0x12 }).unwrap();
+    let sgi_frame = (GICR + vcpu * 0x2_0000 + 0x1_0000) | SHARED;
+    // Group 1, priority 0, enabled.
+    guest.execute(Op::Write { ipa: sgi_frame + 0x80, size: 4, value: 0xFFFF_FFFF }).unwrap();
+    guest.execute(Op::Write { ipa: sgi_frame + 0x400 + intid, size: 1, value: 0x80 }).unwrap();
+    guest.execute(Op::Write { ipa: sgi_frame + 0x100, size: 4, value: 1 << intid }).unwrap();
+}
+
+#[test]
+fn a_second_vcpu_starts_and_answers_an_interrupt() {
+    let bench = Bench::new();
+    bench.machine.load_program(SECOND, |guest| {
+        assert_eq!(guest.x0, 77);
+        gic_enable(guest, 1, 3);
+        guest.write(FREE_RAM, 1);
+        assert_eq!(guest.take_interrupt(), 3);
+        guest.write(FREE_RAM, 2);
+        loop {
+            guest.wfi();
+        }
+    });
+    let vmm = bench.built(Config { vcpus: 2, ..Config::default() }, |guest| {
+        guest.write(FREE_RAM, 0);
+        assert_eq!(guest.cpu_on(1, SECOND, 77), 0);
+        assert_eq!(guest.cpu_on(1, SECOND, 77) as i64, cca_abi::psci::Code::AlreadyOn as i64);
+        while guest.read(FREE_RAM) != 1 {}
+        // ICC_SGI1R_EL1: INTID 3 to affinity 0.0.0.1.
+        let iss = 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+        guest.execute(Op::WriteSysreg { iss, value: 3 << 24 | 1 << 1 }).unwrap();
+        while guest.read(FREE_RAM) != 2 {}
+    });
+    vmm.run_all(&no_device);
+    bench.finish(vmm);
+}
+
+#[test]
+fn an_idle_vcpu_wakes_for_its_timer() {
+    let bench = Bench::new();
+    let vmm = bench.built(Config::default(), |guest| {
+        gic_enable(guest, 0, 27);
+        let start = guest.counter();
+        guest.execute(Op::SetTimer { cval: start + 1_000_000, ctl: 1 }).unwrap();
+        assert_eq!(guest.take_interrupt(), 27);
+        assert!(guest.counter() >= start + 1_000_000);
+        guest.execute(Op::SetTimer { cval: 0, ctl: 0 }).unwrap();
+    });
+    assert_eq!(vmm.run_to_end(0, &no_device), Ok(1));
+    bench.finish(vmm);
+}
+
+#[test]
+fn an_access_where_nothing_is_reaches_the_vmm_as_a_device_access() {
+    let bench = Bench::new();
+    let vmm = bench.built(Config::default(), |guest| {
+        let _ = guest.execute(Op::Read { ipa: 0x0200_0000 | SHARED, size: 8 });
+    });
+    assert_eq!(vmm.run(0), Ok(Exit::Mmio { gpa: 0x0200_0000, len: 8, write: None }));
+    bench.finish(vmm);
+}
+
+#[test]
+fn a_realm_whose_memory_the_host_took_away_cannot_go_on_unnoticed() {
+    let bench = Bench::new();
+    let page = RAM_BASE + 0x10_0000;
+    let vmm = bench.built(Config::default(), move |guest| {
+        guest.write(page, 1);
+        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
+        // Destroyed by the host: neither the old contents nor zeroes may appear.
+        let _ = guest.execute(Op::Read { ipa: page, size: 8 });
+        panic!("the guest read a destroyed page");
+    });
+    assert!(matches!(vmm.run(0), Ok(Exit::Mmio { .. })));
+    vmm.punch_hole(0x10_0000, PAGE_SIZE).unwrap();
+    match vmm.run(0) {
+        Ok(Exit::MemoryFault { gpa, .. }) => assert_eq!(gpa, page),
+        other => assert!(other.is_err(), "{other:?}"),
+    }
+    bench.finish(vmm);
+}
