@@ -1,0 +1,259 @@
+//! The core's [`Platform`] on this machine.
+
+use crate::layout::NS_ALIAS;
+use crate::percpu;
+use crate::regs::isb;
+use crate::vectors::{rmm_guest_run, rmm_ns_copy};
+use crate::{console, debug, el3, fatal, fp, hash, world};
+use cca_abi::rmm_el3::fid;
+use core::arch::asm;
+use core::fmt;
+use rmm::context::{RecContext, word};
+use rmm::platform::{El1, El3Refused, Facts, IdRegisters, LiveTimers, NsFault, Page, Platform, RealmExit};
+
+/// R-EL2 of this machine.
+pub(crate) struct Machine {
+    facts: Facts,
+    counters: u64,
+}
+
+/// CNTHCTL_EL2.CNTVMASK and CNTPMASK.
+const CNTVMASK: u64 = 1 << 18;
+const CNTPMASK: u64 = 1 << 19;
+/// INTIDs of the EL1 timers.
+const VIRTUAL_TIMER: u64 = 27;
+const PHYSICAL_TIMER: u64 = 30;
+/// ESR_EL2.EC of a trapped FP/SIMD access.
+const EC_FP: u64 = 0x07;
+/// Words in a granule.
+const GRANULE_WORDS: u64 = 512;
+
+impl Machine {
+    /// Reads what the core wants to know.
+    pub(crate) fn new(num_cpus: usize) -> Self {
+        let id = IdRegisters {
+            id_aa64pfr0: read_reg!("id_aa64pfr0_el1"),
+            id_aa64pfr1: read_reg!("id_aa64pfr1_el1"),
+            id_aa64dfr0: read_reg!("id_aa64dfr0_el1"),
+            id_aa64dfr1: read_reg!("id_aa64dfr1_el1"),
+            id_aa64afr0: read_reg!("id_aa64afr0_el1"),
+            id_aa64afr1: read_reg!("id_aa64afr1_el1"),
+            id_aa64isar0: read_reg!("id_aa64isar0_el1"),
+            id_aa64isar1: read_reg!("id_aa64isar1_el1"),
+            id_aa64isar2: read_reg!(id_aa64isar2_el1!()),
+            id_aa64mmfr0: read_reg!("id_aa64mmfr0_el1"),
+            id_aa64mmfr1: read_reg!("id_aa64mmfr1_el1"),
+            id_aa64mmfr2: read_reg!(id_aa64mmfr2_el1!()),
+        };
+        Self { facts: Facts { id, ich_vtr: read_reg!(ich_vtr_el2!()), num_cpus }, counters: world::counters() }
+    }
+}
+
+/// Runs `invalidate` with the VMID of `vttbr` current. A loaded REC's stage 2 comes back afterwards.
+fn with_stage2(vttbr: u64, vtcr: u64, invalidate: impl FnOnce()) {
+    let before = (read_reg!("vttbr_el2"), read_reg!("vtcr_el2"));
+    // SAFETY: stage 2 does not apply to EL2; the registers only select what the invalidation is about.
+    unsafe {
+        if before != (vttbr, vtcr) {
+            write_reg!("vtcr_el2", vtcr);
+            write_reg!("vttbr_el2", vttbr);
+            isb();
+        }
+        asm!("dsb ishst", options(nostack, preserves_flags));
+        invalidate();
+        asm!("dsb ish", "isb", options(nostack, preserves_flags));
+        if before != (vttbr, vtcr) && percpu::this().loaded {
+            write_reg!("vtcr_el2", before.1);
+            write_reg!("vttbr_el2", before.0);
+        }
+    }
+}
+
+/// Waits until masked timers no longer show at the CPU interface, so that they do not end the next run. A host
+/// can keep such an interrupt pending by hand; then it gets its exit.
+fn wait_for_masked(newly_masked: u64) {
+    isb();
+    for _ in 0..1000 {
+        let pending = read_reg!(icc_hppir1_el1!()) & 0xFF_FFFF;
+        let stale = (newly_masked & CNTVMASK != 0 && pending == VIRTUAL_TIMER)
+            || (newly_masked & CNTPMASK != 0 && pending == PHYSICAL_TIMER);
+        if !stale {
+            return;
+        }
+    }
+}
+
+impl Platform for Machine {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    #[inline]
+    fn granule(&self, pa: u64) -> &Page {
+        // SAFETY: the core names only granules of the DRAM banks that it owns: they are mapped at their physical
+        // address, belong to the Realm PAS and are accessed by everyone as atomics.
+        unsafe { &*(pa as *const Page) }
+    }
+
+    fn zero(&self, pa: u64) {
+        // SAFETY: the granule is the core's (see `granule`). DC ZVA is permitted: the blocks are 64 bytes or
+        // more on every CPU that has it enabled at EL2, where nothing can prohibit it.
+        unsafe {
+            let dczid = read_reg!("dczid_el0");
+            let block = 4 << (dczid & 0xF);
+            let mut at = pa;
+            while at < pa + 4096 {
+                asm!("dc zva, {}", in(reg) at, options(nostack, preserves_flags));
+                at += block;
+            }
+        }
+    }
+
+    fn ns_read(&self, pa: u64, buf: &mut [u64]) -> Result<(), NsFault> {
+        // SAFETY: the source is host memory, which may fault and may change but is nobody's object; the routine
+        // survives the fault. The destination is `buf`.
+        let fault = unsafe { rmm_ns_copy(buf.as_mut_ptr() as u64, pa + NS_ALIAS, buf.len() as u64) };
+        if fault == 0 { Ok(()) } else { Err(NsFault) }
+    }
+
+    fn ns_write(&self, pa: u64, words: &[u64]) -> Result<(), NsFault> {
+        // SAFETY: as in `ns_read`, the other way round.
+        let fault = unsafe { rmm_ns_copy(pa + NS_ALIAS, words.as_ptr() as u64, words.len() as u64) };
+        if fault == 0 { Ok(()) } else { Err(NsFault) }
+    }
+
+    fn ns_copy_granule(&self, src: u64, dst: u64) -> Result<(), NsFault> {
+        // SAFETY: as in `ns_read`; `dst` is a granule of the core's.
+        let fault = unsafe { rmm_ns_copy(dst, src + NS_ALIAS, GRANULE_WORDS) };
+        if fault == 0 { Ok(()) } else { Err(NsFault) }
+    }
+
+    fn delegate(&self, pa: u64) -> Result<(), El3Refused> {
+        let (status, _) = el3::call(fid::GTSI_DELEGATE, pa, 0, 0);
+        if status == 0 { Ok(()) } else { Err(El3Refused) }
+    }
+
+    fn undelegate(&self, pa: u64) -> Result<(), El3Refused> {
+        let (status, _) = el3::call(fid::GTSI_UNDELEGATE, pa, 0, 0);
+        if status == 0 { Ok(()) } else { Err(El3Refused) }
+    }
+
+    fn publish_table_writes(&self) {
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
+    }
+
+    fn tlbi_ipa(&self, vttbr: u64, vtcr: u64, ipa: u64, level: i64) {
+        if level < 3 {
+            // What was one entry may have been cached as a table of smaller ones.
+            return self.tlbi_vmid(vttbr, vtcr);
+        }
+        with_stage2(vttbr, vtcr, || {
+            // SAFETY: invalidation is always allowed.
+            unsafe {
+                asm!("tlbi ipas2e1is, {}", "dsb ish", "tlbi vmalle1is",
+                     in(reg) ipa >> 12 & 0xFF_FFFF_FFFF, options(nostack, preserves_flags));
+            }
+        });
+    }
+
+    fn tlbi_vmid(&self, vttbr: u64, vtcr: u64) {
+        with_stage2(vttbr, vtcr, || {
+            // SAFETY: invalidation is always allowed.
+            unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
+        });
+    }
+
+    fn sha256_blocks(&self, state: &mut [u32; 8], blocks: &[[u8; 64]]) -> bool {
+        // SAFETY: the slice is readable.
+        unsafe { hash::sha256(state, blocks.as_ptr().cast(), blocks.len() as u64) }
+    }
+
+    fn sha256_granule(&self, state: &mut [u32; 8], pa: u64) -> bool {
+        // SAFETY: the granule is the core's (see `granule`).
+        unsafe { hash::sha256(state, pa as *const u8, 64) }
+    }
+
+    fn rec_load(&self, _cpu: usize, ctx: &RecContext<'_>) {
+        world::rec_load(percpu::this(), ctx);
+    }
+
+    fn rec_run(&self, _cpu: usize, ctx: &RecContext<'_>) -> RealmExit {
+        let cnthctl = ctx.get(word::CNTHCTL_EL2);
+        let newly_masked = cnthctl & !read_reg!("cnthctl_el2") & (CNTVMASK | CNTPMASK);
+        // SAFETY: controls of the lower exception levels of the loaded REC. HCR_EL2 keeps E2H and leaves TGE
+        // clear by the core's contract, thus R-EL2's own regime is unchanged.
+        unsafe {
+            write_reg!("hcr_el2", ctx.get(word::HCR_EL2));
+            write_reg!("cnthctl_el2", cnthctl);
+            write_reg!("mdcr_el2", ctx.get(word::MDCR_EL2) | self.counters);
+            write_reg!(vsesr_el2!(), ctx.get(word::VSESR_EL2));
+        }
+        if newly_masked != 0 {
+            wait_for_masked(newly_masked);
+        }
+        loop {
+            // SAFETY: the context is the loaded REC's granule; its PSTATE names EL0 or EL1.
+            let kind = unsafe { rmm_guest_run(ctx.page().as_ptr()) };
+            return match kind {
+                0 => {
+                    let esr = read_reg!("esr_el2");
+                    let cpu = percpu::this();
+                    if esr >> 26 & 0x3F == EC_FP && !cpu.fp_loaded {
+                        fp::load(cpu, ctx);
+                        continue;
+                    }
+                    RealmExit::Sync { esr, far: read_reg!("far_el2"), hpfar: read_reg!("hpfar_el2") }
+                }
+                1 => RealmExit::Irq,
+                2 => RealmExit::Fiq,
+                _ => RealmExit::SError { esr: read_reg!("esr_el2") },
+            };
+        }
+    }
+
+    fn rec_save(&self, _cpu: usize, ctx: &RecContext<'_>) {
+        world::rec_save(percpu::this(), ctx);
+    }
+
+    fn el1(&self, _cpu: usize, _ctx: &RecContext<'_>, register: El1) -> u64 {
+        match register {
+            El1::Vbar => read_reg!(vbar_el12!()),
+            El1::Sctlr => read_reg!(sctlr_el12!()),
+            El1::Elr => read_reg!(elr_el12!()),
+            El1::Spsr => read_reg!(spsr_el12!()),
+            El1::Esr => read_reg!(esr_el12!()),
+            El1::Far => read_reg!(far_el12!()),
+        }
+    }
+
+    fn set_el1(&self, _cpu: usize, _ctx: &RecContext<'_>, register: El1, value: u64) {
+        // SAFETY: an EL1 register of the loaded REC.
+        unsafe {
+            match register {
+                El1::Vbar => write_reg!(vbar_el12!(), value),
+                El1::Sctlr => write_reg!(sctlr_el12!(), value),
+                El1::Elr => write_reg!(elr_el12!(), value),
+                El1::Spsr => write_reg!(spsr_el12!(), value),
+                El1::Esr => write_reg!(esr_el12!(), value),
+                El1::Far => write_reg!(far_el12!(), value),
+            }
+        }
+    }
+
+    fn timers(&self, _cpu: usize, _ctx: &RecContext<'_>) -> LiveTimers {
+        LiveTimers { cntv_ctl: read_reg!(cntv_ctl_el02!()), cntp_ctl: read_reg!(cntp_ctl_el02!()) }
+    }
+
+    fn debug_load(&self, _cpu: usize, ctx: &RecContext<'_>) {
+        debug::load(percpu::this(), ctx);
+    }
+
+    fn log(&self, line: fmt::Arguments<'_>) {
+        console::line(line);
+    }
+
+    fn fatal(&self, reason: fmt::Arguments<'_>) -> ! {
+        fatal::stop(reason)
+    }
+}
