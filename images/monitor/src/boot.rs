@@ -1,0 +1,164 @@
+//! What the first CPU does once: load, describe, protect.
+
+use monitor::dtb::{Dtb, DtbError};
+use monitor::enables::{IdRegs, pps_bits};
+use monitor::gpt::{Geometry, Gpi, Gpt, Region};
+use monitor::manifest::{self, Bank, Console, MAX_BANKS, Manifest};
+use monitor::{Config, MAX_CPUS, Monitor, Platform};
+
+use crate::fatal::fatal;
+use crate::fwcfg::{self, DmaError, Item};
+use crate::hw::Machine;
+use crate::{clean_to_poc, layout, pagetable, sysreg, uart};
+
+const PAGE: u64 = 4096;
+const ARM64_MAGIC: u32 = 0x644D_5241;
+
+/// Loads everything and turns granule protection on; returns the monitor and the kernel's entry and x0.
+pub fn first_cpu(id: &IdRegs) -> (&'static Monitor, (u64, u64)) {
+    uart::line(format_args!("stage reset cntpct={}", Machine.counter()));
+    if !pagetable::in_order() {
+        fatal(format_args!("the page tables are not where the image's linker script must put them"));
+    }
+    // SAFETY: QEMU left the tree there, 1 MiB of mapped memory that nobody else uses before the kernel runs.
+    let bytes = unsafe {
+        let start = core::ptr::with_exposed_provenance_mut(layout::DTB as usize);
+        core::slice::from_raw_parts_mut(start, layout::DTB_SIZE as usize)
+    };
+    let mut dtb = described(Dtb::new(bytes));
+    let mut banks = [Bank::default(); MAX_BANKS];
+    let count = described(dtb.memory(&mut banks));
+    let banks = banks.get(..count).unwrap_or_default();
+    let cpus = described(dtb.cpu_count());
+    let dram_end = banks.iter().find(|b| b.base == layout::DTB).map_or(0, |b| b.base + b.size);
+
+    let rmm = load_rmm();
+    let (kernel, initrd) = load_kernel(dram_end);
+    described(dtb.add_psci());
+    described(dtb.reserve(b"rmm@40100000", layout::CARVE_OUT));
+    if let Some(initrd) = initrd {
+        described(dtb.set_initrd(initrd.base, initrd.base + initrd.size));
+    }
+
+    let mut delegable = [Bank::default(); MAX_BANKS];
+    let count = manifest::delegable(banks, layout::CARVE_OUT, &mut delegable);
+    write_manifest(delegable.get(..count).unwrap_or_default());
+    clean_to_poc(layout::DTB, layout::DTB_SIZE);
+
+    let gpt = protect(id, banks);
+    if cpus > MAX_CPUS {
+        uart::line(format_args!("{cpus} CPUs, only {MAX_CPUS} of them can be used"));
+    }
+    let config = Config { cpus, shared_page: layout::SHARED_PAGE, reserve: layout::RESERVE, rmm };
+    (place(Monitor::new(config, gpt)), (kernel, layout::DTB))
+}
+
+fn place(monitor: Monitor) -> &'static Monitor {
+    static mut PLACE: core::mem::MaybeUninit<Monitor> = core::mem::MaybeUninit::uninit();
+    // SAFETY: only the first CPU comes here, once; afterwards there are only shared references.
+    unsafe {
+        let place = &raw mut PLACE;
+        (*place).write(monitor)
+    }
+}
+
+fn described<T>(result: Result<T, DtbError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => fatal(format_args!("device tree at {:#x}: {error:?}", layout::DTB)),
+    }
+}
+
+fn transferred<T>(what: &str, result: Result<T, DmaError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(DmaError) => fatal(format_args!("fw_cfg: reading the {what} failed")),
+    }
+}
+
+fn load_rmm() -> bool {
+    let Some(image) = transferred("file directory", fwcfg::file(b"opt/kvm-realm/rmm")) else {
+        uart::line(format_args!("no RMM was given (fw_cfg opt/kvm-realm/rmm); every RMI call returns -1"));
+        return false;
+    };
+    if u64::from(image.size) > layout::SHARED_PAGE - layout::RMM {
+        fatal(format_args!("the RMM's {} bytes do not fit its memory", image.size));
+    }
+    transferred("RMM", image.load(layout::RMM));
+    uart::line(format_args!("stage rmm-load cntpct={}", Machine.counter()));
+    image.size > 0
+}
+
+/// Loads kernel and initial RAM disk; returns the kernel's entry and the disk's range.
+fn load_kernel(dram_end: u64) -> (u64, Option<Bank>) {
+    let kernel = transferred("kernel's size", fwcfg::kernel());
+    if kernel.size < 64 || layout::KERNEL + u64::from(kernel.size) > dram_end {
+        fatal(format_args!("no kernel (-kernel), or one of {} bytes that does not fit", kernel.size));
+    }
+    transferred("kernel", kernel.load(layout::KERNEL));
+    let header = |offset: u64| {
+        // SAFETY: the header's 64 bytes are mapped, and were just loaded by a device outside of Rust's view.
+        unsafe { core::ptr::with_exposed_provenance::<u64>((layout::KERNEL + offset) as usize).read_volatile() }
+    };
+    if header(56) & 0xFFFF_FFFF != u64::from(ARM64_MAGIC) {
+        fatal(format_args!("the kernel is no arm64 Image"));
+    }
+    let (text_offset, image_size) = (header(8), header(16));
+    let size = image_size.max(u64::from(kernel.size));
+    if text_offset >= 0x20_0000 || size > dram_end - layout::KERNEL {
+        fatal(format_args!("the kernel's header asks for {size:#x} bytes at offset {text_offset:#x}"));
+    }
+    let start = layout::KERNEL + text_offset;
+    if text_offset != 0 {
+        transferred("kernel", kernel.load(start));
+    }
+    (start, load_initrd(start + size, dram_end))
+}
+
+fn load_initrd(after: u64, dram_end: u64) -> Option<Bank> {
+    let initrd: Item = transferred("initrd's size", fwcfg::initrd());
+    if initrd.size == 0 {
+        return None;
+    }
+    let base = (after + PAGE - 1) & !(PAGE - 1);
+    let size = u64::from(initrd.size);
+    if base + size > dram_end {
+        fatal(format_args!("the initrd's {size} bytes do not fit behind the kernel"));
+    }
+    transferred("initrd", initrd.load(base));
+    Some(Bank { base, size })
+}
+
+fn write_manifest(banks: &[Bank]) {
+    let console = Console { base: layout::UART0, name: *b"pl011\0\0\0", clock_hz: 1, baud: 115_200 };
+    let manifest = Manifest::new(layout::SHARED_PAGE, banks, console);
+    for offset in (0..PAGE as usize).step_by(64) {
+        Machine.shared_page_write(offset, &[0; 64]);
+    }
+    Machine.shared_page_write(0, manifest.as_bytes());
+    clean_to_poc(layout::SHARED_PAGE, PAGE);
+}
+
+fn protect(id: &IdRegs, banks: &[Bank]) -> Gpt {
+    let geometry = Geometry {
+        l0: layout::GPT,
+        l1_pool: layout::GPT_L1_POOL,
+        l1_pool_size: layout::SECURE_RAM + layout::SECURE_RAM_SIZE - layout::GPT_L1_POOL,
+        pps_bits: pps_bits(id.pps()),
+        l0_bits: sysreg::l0_bits(),
+    };
+    let region = |base, size, gpi| Region { base, size, gpi };
+    let mut regions = [region(0, 0, Gpi::Any); MAX_BANKS + 2];
+    for (slot, bank) in regions.iter_mut().zip(banks) {
+        *slot = region(bank.base, bank.size, Gpi::NonSecure);
+    }
+    regions[MAX_BANKS] = region(layout::CARVE_OUT.base, layout::CARVE_OUT.size, Gpi::Realm);
+    regions[MAX_BANKS + 1] = region(layout::SECURE_RAM, layout::SECURE_RAM_SIZE, Gpi::Root);
+    let gpt = match Gpt::build(&Machine, geometry, &regions) {
+        Ok(gpt) => gpt,
+        Err(error) => fatal(format_args!("granule protection tables: {error:?}")),
+    };
+    clean_to_poc(layout::GPT, layout::SECURE_RAM + layout::SECURE_RAM_SIZE - layout::GPT);
+    sysreg::enable_gpc(geometry.l0, id.pps());
+    gpt
+}

@@ -1,0 +1,60 @@
+//! A CPU's block of memory: one saved context and stack per world, and what a crash report needs.
+//!
+//! While a world runs, SP_EL3 points to its context, which lies on top of its stack. So an exception can save
+//! the general-purpose registers without looking for a place, and a world switch is a change of SP. The
+//! assembly in `switch.rs` knows the offsets.
+
+use core::mem::offset_of;
+
+use monitor::{Regs, World};
+
+/// Bytes per CPU, as in the linker script: crash area, then per world a stack with its context on top.
+pub const CPU_BLOCK_SIZE: usize = 0xE000;
+pub const CRASH_AREA: usize = 0x1C00;
+pub const NORMAL_CONTEXT: usize = 0x5C00;
+pub const REALM_CONTEXT: usize = 0xDC00;
+const _: () = assert!(REALM_CONTEXT + size_of::<Context>() <= CPU_BLOCK_SIZE);
+const _: () = assert!(CRASH_AREA + 0x400 <= NORMAL_CONTEXT);
+
+/// Number of 64-bit slots for EL2 registers and keys; which is which says `switch.rs`.
+pub const SLOTS: usize = 80;
+
+/// What a world has when it does not run.
+#[repr(C, align(64))]
+pub struct Context {
+    pub regs: Regs,
+    pub sp_el0: u64,
+    pub elr_el3: u64,
+    pub spsr_el3: u64,
+    pub scr_el3: u64,
+    /// The other world's context on the same CPU.
+    pub peer: *mut Context,
+    pub cpu: usize,
+    pub realm: bool,
+    pub el2: [u64; SLOTS],
+}
+
+pub const SP_EL0: usize = offset_of!(Context, sp_el0);
+pub const ELR_EL3: usize = offset_of!(Context, elr_el3);
+pub const SCR_EL3: usize = offset_of!(Context, scr_el3);
+pub const PEER: usize = offset_of!(Context, peer);
+pub const EL2: usize = offset_of!(Context, el2);
+
+/// Slots that have a value when a world is first entered.
+pub mod slot {
+    pub const ACTLR: usize = 0;
+    pub const HCR: usize = 14;
+    pub const MDCR: usize = 18;
+    pub const SCTLR: usize = 19;
+    pub const VMPIDR: usize = 26;
+    pub const VPIDR: usize = 27;
+    pub const HFGITR: usize = 36;
+    pub const HFGRTR: usize = 37;
+    pub const HFGWTR: usize = 38;
+}
+
+impl Context {
+    pub fn world(&self) -> World {
+        if self.realm { World::Realm } else { World::NonSecure }
+    }
+}

@@ -1,0 +1,116 @@
+//! EL3's own translation tables: constants, identity, writable xor executable.
+//!
+//! NSE (bit 11) and NS (bit 5) of a descriptor choose the physical address space that an access is made in;
+//! with granule protection on, an access in the wrong one faults. Devices are open to everybody (GPI Any), so
+//! EL3 uses them as Root.
+
+use crate::layout;
+
+const VALID_BLOCK: u64 = 0b01;
+const VALID_TABLE_OR_PAGE: u64 = 0b11;
+/// Access flag, and AP[1], which is RES1 at EL3.
+const ACCESSED: u64 = 1 << 10 | 1 << 6;
+const INNER_SHAREABLE: u64 = 0b11 << 8;
+const DEVICE: u64 = 0 << 2;
+const NORMAL: u64 = 1 << 2;
+const READ_ONLY: u64 = 1 << 7;
+const EXECUTE_NEVER: u64 = 1 << 54;
+const NS: u64 = 1 << 5;
+const NSE: u64 = 1 << 11;
+
+const ROOT: u64 = NSE;
+const NON_SECURE: u64 = NS;
+const REALM: u64 = NSE | NS;
+
+const BLOCK_SIZE: u64 = 0x20_0000;
+
+/// Attribute 0: Device-nGnRE; 1: Normal, write-back.
+pub const MAIR_EL3: u64 = 0xFF04;
+/// 39 bits of virtual addresses, 4 KiB granule, write-back inner-shareable walks, RES1 bits 31 and 23.
+pub const TCR_EL3: u64 = 25 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | 1 << 23 | 1 << 31;
+/// RES1 bits and the instruction cache.
+pub const SCTLR_EL3_OFF: u64 = 0x30C5_0830 | 1 << 12;
+/// Translation, data cache, alignment check of SP; writable memory is never executable.
+pub const SCTLR_EL3_ON: u64 = SCTLR_EL3_OFF | 1 << 0 | 1 << 2 | 1 << 3 | 1 << 19;
+
+/// A table of 512 descriptors.
+#[repr(C, align(4096))]
+pub struct Table([u64; 512]);
+
+// Level 1 points to tables in this same image, whose addresses are no constants for the compiler. They are
+// constants for the linker script: the tables come first in `.rodata`, in this order.
+const TABLES: u64 = 0x0E20_0000;
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".rodata.tables.0")]
+static L1_TABLE: Table = Table(level1());
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".rodata.tables.1")]
+static L2_LOW: Table = Table(level2_low());
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".rodata.tables.2")]
+static L2_DRAM: Table = Table(level2_dram());
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".rodata.tables.3")]
+static L3_SHARED: Table = Table(level3_shared());
+
+/// Checks that the linker kept the order.
+pub fn in_order() -> bool {
+    let at = |t: &Table| core::ptr::from_ref(t).addr() as u64;
+    at(&L1_TABLE) == TABLES
+        && at(&L2_LOW) == TABLES + 0x1000
+        && at(&L2_DRAM) == TABLES + 0x2000
+        && at(&L3_SHARED) == TABLES + 0x3000
+}
+
+const fn level1() -> [u64; 512] {
+    let mut t = [0; 512];
+    t[0] = (TABLES + 0x1000) | VALID_TABLE_OR_PAGE;
+    t[1] = (TABLES + 0x2000) | VALID_TABLE_OR_PAGE;
+    t
+}
+
+/// Devices and secure RAM. Flash is not mapped any more: a stray write would put it into command mode.
+const fn level2_low() -> [u64; 512] {
+    let mut t = [0; 512];
+    let device = VALID_BLOCK | ACCESSED | DEVICE | ROOT | EXECUTE_NEVER;
+    let memory = VALID_BLOCK | ACCESSED | NORMAL | INNER_SHAREABLE | ROOT;
+    let mut i = 0;
+    while i < 512 {
+        let pa = i as u64 * BLOCK_SIZE;
+        t[i] = if pa >= 0x0800_0000 && pa < 0x0A00_0000 {
+            pa | device
+        } else if pa == layout::SECURE_RAM {
+            pa | memory | READ_ONLY
+        } else if pa == TABLES {
+            pa | memory | READ_ONLY | EXECUTE_NEVER
+        } else if pa > TABLES && pa < layout::SECURE_RAM + layout::SECURE_RAM_SIZE {
+            pa | memory | EXECUTE_NEVER
+        } else {
+            0
+        };
+        i += 1;
+    }
+    t
+}
+
+/// The first 64 MiB of DRAM: device tree, shared page, kernel header. Not the RMM.
+const fn level2_dram() -> [u64; 512] {
+    let mut t = [0; 512];
+    let ns = VALID_BLOCK | ACCESSED | NORMAL | INNER_SHAREABLE | NON_SECURE | EXECUTE_NEVER;
+    t[0] = layout::DTB | ns;
+    t[index(layout::SHARED_PAGE, 21)] = (TABLES + 0x3000) | VALID_TABLE_OR_PAGE;
+    t[index(layout::KERNEL, 21)] = layout::KERNEL | ns;
+    t
+}
+
+const fn level3_shared() -> [u64; 512] {
+    let mut t = [0; 512];
+    let realm = VALID_TABLE_OR_PAGE | ACCESSED | NORMAL | INNER_SHAREABLE | REALM | EXECUTE_NEVER;
+    t[index(layout::SHARED_PAGE, 12)] = layout::SHARED_PAGE | realm;
+    t
+}
+
+const fn index(pa: u64, shift: u32) -> usize {
+    (pa >> shift & 0x1FF) as usize
+}

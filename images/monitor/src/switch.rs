@@ -1,0 +1,276 @@
+//! Exception entry and exit, and the world switch. Straight-line code: it runs on every call.
+
+use core::arch::global_asm;
+
+use crate::context;
+
+global_asm!(
+    r#"
+// ---- EL2 registers: slot numbers, each register once ----
+// \op is `save` or `load`: pairs of registers with the slot of the first one.
+.macro el2_common op, op1
+    \op actlr_el2,  afsr0_el2,   0
+    \op afsr1_el2,  amair_el2,   2
+    \op cnthctl_el2, cntvoff_el2, 4
+    \op cptr_el2,   elr_el2,     6
+    \op esr_el2,    far_el2,     8
+    \op hacr_el2,   hpfar_el2,   10
+    \op hstr_el2,   mair_el2,    12
+    \op hcr_el2,    spsr_el2,    14
+    \op sp_el2,     tcr_el2,     16
+    \op mdcr_el2,   sctlr_el2,   18
+    \op tpidr_el2,  ttbr0_el2,   20
+    \op vbar_el2,   vtcr_el2,    22
+    \op1 vttbr_el2, 24
+    \op vmpidr_el2, vpidr_el2,   26
+.endm
+
+.macro save a, b, slot
+    mrs     x12, \a
+    mrs     x13, \b
+    stp     x12, x13, [x14, #(\slot * 8)]
+.endm
+.macro load a, b, slot
+    ldp     x12, x13, [x15, #(\slot * 8)]
+    msr     \a, x12
+    msr     \b, x13
+.endm
+.macro save1 a, slot
+    mrs     x12, \a
+    str     x12, [x14, #(\slot * 8)]
+.endm
+.macro load1 a, slot
+    ldr     x12, [x15, #(\slot * 8)]
+    msr     \a, x12
+.endm
+
+// Bit numbers as in monitor::enables::feature.
+.macro el2_features op, op1, n
+    tbz     x11, #0, 10\n\()f
+    \op     S3_4_C13_C0_1, S3_4_C2_C0_1, 28           // CONTEXTIDR_EL2, TTBR1_EL2
+10\n\():
+    tbz     x11, #1, 11\n\()f
+    \op     S3_4_C12_C1_1, S3_4_C5_C2_3, 30          // VDISR_EL2, VSESR_EL2
+11\n\():
+    tbz     x11, #2, 12\n\()f
+    \op     S3_4_C3_C1_4, S3_4_C3_C1_5, 34           // HDFGRTR_EL2, HDFGWTR_EL2
+    \op     S3_4_C1_C1_6, S3_4_C1_C1_4, 36           // HFGITR_EL2, HFGRTR_EL2
+    \op1    S3_4_C1_C1_5, 38                         // HFGWTR_EL2
+12\n\():
+    tbz     x11, #3, 13\n\()f
+    \op1    S3_4_C14_C0_6, 39                        // CNTPOFF_EL2
+13\n\():
+    tbz     x11, #4, 14\n\()f
+    \op1    S3_4_C13_C0_7, 40                        // SCXTNUM_EL2
+14\n\():
+    tbz     x11, #5, 15\n\()f
+    \op1    S3_4_C1_C2_2, 41                         // HCRX_EL2
+15\n\():
+    tbz     x11, #6, 16\n\()f
+    \op     S3_0_C2_C1_0, S3_0_C2_C1_1, 42           // APIAKey
+    \op     S3_0_C2_C1_2, S3_0_C2_C1_3, 44           // APIBKey
+    \op     S3_0_C2_C2_0, S3_0_C2_C2_1, 46           // APDAKey
+    \op     S3_0_C2_C2_2, S3_0_C2_C2_3, 48           // APDBKey
+    \op     S3_0_C2_C3_0, S3_0_C2_C3_1, 50           // APGAKey
+16\n\():
+    tbz     x11, #7, 17\n\()f
+    \op1    S3_4_C2_C2_0, 52                         // VNCR_EL2
+17\n\():
+    tbz     x11, #8, 18\n\()f
+    \op1    dbgvcr32_el2, 53
+18\n\():
+    tbz     x11, #9, 19\n\()f
+    bl      el2_rare_\op
+19\n\():
+.endm
+
+.macro el2_rare op, op1, n
+    tbz     x11, #10, 20\n\()f
+    \op1    S3_4_C5_C6_0, 54                         // TFSR_EL2
+20\n\():
+    tbz     x11, #11, 21\n\()f
+    \op     S3_4_C3_C1_0, S3_4_C3_C1_1, 56           // HDFGRTR2_EL2, HDFGWTR2_EL2
+    \op     S3_4_C3_C1_2, S3_4_C3_C1_3, 58           // HFGRTR2_EL2, HFGWTR2_EL2
+    \op1    S3_4_C3_C1_7, 60                         // HFGITR2_EL2
+21\n\():
+    tbz     x11, #12, 22\n\()f
+    \op1    S3_4_C2_C0_3, 55                         // TCR2_EL2
+22\n\():
+    tbz     x11, #13, 23\n\()f
+    \op1    S3_4_C1_C0_3, 61                         // SCTLR2_EL2
+23\n\():
+    tbz     x11, #14, 24\n\()f
+    \op1    S3_4_C10_C2_2, 62                        // PIRE0_EL2: a pair would pass the offset's limit
+    \op1    S3_4_C10_C2_3, 63                        // PIR_EL2
+24\n\():
+    tbz     x11, #15, 25\n\()f
+    \op1    S3_4_C10_C2_4, 64                        // POR_EL2
+25\n\():
+    tbz     x11, #16, 26\n\()f
+    \op1    S3_4_C10_C2_5, 65                        // S2PIR_EL2
+26\n\():
+    tbz     x11, #17, 27\n\()f
+    \op1    S3_4_C2_C5_0, 66                         // GCSCR_EL2
+    \op1    S3_4_C2_C5_1, 67                         // GCSPR_EL2
+27\n\():
+    ret
+.endm
+
+.section .text.vectors, "ax"
+
+// A vector that should never be taken. SP may be the problem, so the registers go to this CPU's crash area,
+// which TPIDR_EL3 knows; x0 waits in SP_EL0, whose owner will not run again.
+.macro fatal_vector n
+    .balign 128
+    msr     sp_el0, x0
+    mrs     x0, tpidr_el3
+    str     x1, [x0, #8]
+    mov     x1, #\n
+    b       fatal_entry
+.endm
+
+.balign 2048
+.global vectors
+vectors:
+    fatal_vector 0
+    fatal_vector 1
+    fatal_vector 2
+    fatal_vector 3
+    fatal_vector 4
+    fatal_vector 5
+    fatal_vector 6
+    fatal_vector 7
+    .balign 128
+    stp     x0, x1, [sp]
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+    str     x30, [sp, #240]
+    mov     x0, sp
+    bl      el3_sync
+    cbnz    x0, world_switch
+    b       el3_exit
+    fatal_vector 9
+    fatal_vector 10
+    fatal_vector 11
+    fatal_vector 12
+    fatal_vector 13
+    fatal_vector 14
+    fatal_vector 15
+
+.balign 64
+// x0: 1 to Realm with x0-x7, 2 to Normal with x1-x8 as x0-x7, 3 to Normal as its context is.
+world_switch:
+    mov     x9, sp
+    ldr     x10, [x9, #{PEER}]
+    adrp    x11, FEATURES
+    ldr     x11, [x11, :lo12:FEATURES]
+    mrs     x12, sp_el0
+    str     x12, [x9, #{SP_EL0}]
+    mrs     x12, elr_el3
+    mrs     x13, spsr_el3
+    stp     x12, x13, [x9, #{ELR_EL3}]
+    add     x14, x9, #{EL2}
+    el2_common save, save1
+    el2_features save, save1, 1
+    cmp     x0, #2
+    b.hi    1f
+    b.eq    2f
+    ldp     x0, x1, [x9]
+    ldp     x2, x3, [x9, #16]
+    ldp     x4, x5, [x9, #32]
+    ldp     x6, x7, [x9, #48]
+    b       3f
+2:  ldp     x0, x1, [x9, #8]
+    ldp     x2, x3, [x9, #24]
+    ldp     x4, x5, [x9, #40]
+    ldp     x6, x7, [x9, #56]
+3:  stp     x0, x1, [x10]
+    stp     x2, x3, [x10, #16]
+    stp     x4, x5, [x10, #32]
+    stp     x6, x7, [x10, #48]
+1:  mov     x0, x10
+    // Falls through.
+
+// x0: a context. Enters its world.
+.global enter_world
+enter_world:
+    mov     sp, x0
+    add     x15, x0, #{EL2}
+    adrp    x11, FEATURES
+    ldr     x11, [x11, :lo12:FEATURES]
+    el2_common load, load1
+    el2_features load, load1, 2
+    ldr     x12, [sp, #{SP_EL0}]
+    msr     sp_el0, x12
+    ldp     x12, x13, [sp, #{ELR_EL3}]
+    msr     elr_el3, x12
+    msr     spsr_el3, x13
+    ldr     x12, [sp, #{SCR_EL3}]
+    msr     scr_el3, x12
+    // Falls through.
+el3_exit:
+    ldp     x0, x1, [sp]
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldp     x18, x19, [sp, #144]
+    ldp     x20, x21, [sp, #160]
+    ldp     x22, x23, [sp, #176]
+    ldp     x24, x25, [sp, #192]
+    ldp     x26, x27, [sp, #208]
+    ldp     x28, x29, [sp, #224]
+    ldr     x30, [sp, #240]
+    eret
+    // No speculation past the return.
+    dsb     nsh
+    isb
+
+el2_rare_save:
+    el2_rare save, save1, 3
+el2_rare_load:
+    el2_rare load, load1, 4
+
+fatal_entry:
+    stp     x2, x3, [x0, #16]
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    str     x30, [x0, #240]
+    mrs     x2, sp_el0
+    str     x2, [x0]
+    mov     sp, x0
+    b       el3_fatal
+"#,
+    SP_EL0 = const context::SP_EL0,
+    ELR_EL3 = const context::ELR_EL3,
+    SCR_EL3 = const context::SCR_EL3,
+    PEER = const context::PEER,
+    EL2 = const context::EL2,
+);
