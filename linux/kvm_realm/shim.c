@@ -8,8 +8,11 @@
 #include <linux/arm-smccc.h>
 #include <linux/cpumask.h>
 #include <linux/debugfs.h>
+#include <linux/kthread.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <asm/arch_timer.h>
 #include <asm/virt.h>
@@ -76,38 +79,61 @@ static const struct file_operations stats_fops = {
 static struct dentry *debug_dir;
 
 /*
- * read_page: reads the first word of the physical page whose address is written to the file. This exists to show
- * that the granule protection check stops the *kernel* as well. The read goes through copy_from_kernel_nofault
- * when 'n' precedes the address (a fault that the kernel can fix up would give -EFAULT); otherwise it is plain and the
- * kernel kills the writing process with an oops. Meant for the address in last_private_page.
+ * read_page: reads the first word of the physical page whose address is written to the file (meant for the one in
+ * last_private_page), to show that granule protection stops the kernel as well. Stock kernels do not know a granule
+ * protection fault and treat it as fatal for kernel accesses, exception tables or not, so a thread is sacrificed: it
+ * dies with an oops, the log says why, and the writer gets EFAULT. A page that can be read gives success.
  */
+struct sacrifice {
+	u64 phys;
+	u64 word;
+	bool survived;
+};
+
+static int read_page_thread(void *data)
+{
+	struct sacrifice *s = data;
+
+	s->word = READ_ONCE(*(u64 *)__va(s->phys));
+	WRITE_ONCE(s->survived, true);
+	while (!kthread_should_stop())
+		schedule_timeout_interruptible(1);
+	return 0;
+}
+
 static ssize_t read_page_write(struct file *file, const char __user *buf, size_t len, loff_t *pos)
 {
-	char text[32];
-	u64 phys, word = 0;
-	bool nofault;
+	struct sacrifice *s;
+	struct task_struct *task;
+	ssize_t ret = -ENOMEM;
+	u64 phys;
 	int err;
 
-	if (len == 0 || len >= sizeof(text))
-		return -EINVAL;
-	if (copy_from_user(text, buf, len))
-		return -EFAULT;
-	text[len] = 0;
-	nofault = text[0] == 'n';
-	if (kstrtou64(strim(text + nofault), 0, &phys))
-		return -EINVAL;
-	phys &= PAGE_MASK;
+	err = kstrtou64_from_user(buf, len, 0, &phys);
+	if (err)
+		return err;
 	if (!pfn_is_map_memory(PHYS_PFN(phys)))
 		return -ENXIO;
-	if (nofault) {
-		err = copy_from_kernel_nofault(&word, __va(phys), sizeof(word));
-		if (err)
-			return err;
-	} else {
-		word = READ_ONCE(*(u64 *)__va(phys));
-	}
-	pr_err("unsafe_tests: the kernel could read delegated page %#llx: %#llx\n", phys, word);
-	return len;
+	s = kzalloc(sizeof(*s), GFP_KERNEL);
+	if (!s)
+		return -ENOMEM;
+	s->phys = phys & PAGE_MASK;
+	task = kthread_create(read_page_thread, s, "kvm-realm-read");
+	if (IS_ERR(task))
+		goto out;
+	get_task_struct(task);
+	wake_up_process(task);
+	/* Until it has read, or has died of it: both show soon. */
+	while (!READ_ONCE(s->survived) && !READ_ONCE(task->exit_state))
+		schedule_timeout_uninterruptible(1);
+	kthread_stop(task);
+	put_task_struct(task);
+	ret = s->survived ? len : -EFAULT;
+	if (s->survived)
+		pr_err("unsafe_tests: the kernel could read page %#llx: %#llx\n", s->phys, s->word);
+out:
+	kfree(s);
+	return ret;
 }
 
 static const struct file_operations read_page_fops = {
