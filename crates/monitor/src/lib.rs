@@ -38,6 +38,8 @@ pub struct Config {
     pub cpus: usize,
     /// The page shared with the RMM.
     pub shared_page: u64,
+    /// All memory that is the RMM's from boot, the shared page included: it never goes to the host.
+    pub carve_out: manifest::Bank,
     /// Memory that RMM_RESERVE_MEMORY gives away, from its end downwards: Realm PAS, used by nobody else.
     pub reserve: manifest::Bank,
     /// Whether there is an RMM to boot.
@@ -60,6 +62,7 @@ pub struct Monitor {
     psci: Psci,
     rmm: Rmm,
     shared_page: u64,
+    carve_out: manifest::Bank,
     reserve_base: u64,
     /// End of what RMM_RESERVE_MEMORY has left; only ever goes down.
     reserve_top: AtomicU64,
@@ -73,6 +76,7 @@ impl Monitor {
             psci: Psci::new(config.cpus),
             rmm: Rmm::new(config.rmm),
             shared_page: config.shared_page,
+            carve_out: config.carve_out,
             reserve_base: config.reserve.base,
             reserve_top: AtomicU64::new(config.reserve.base + config.reserve.size),
         }

@@ -113,8 +113,8 @@ impl Monitor {
     }
 
     fn gtsi_undelegate(&self, platform: &impl Platform, pa: u64) -> Result<(), Status> {
-        if pa == self.shared_page {
-            // EL3 maps it as Realm memory for the life of the system.
+        if pa.wrapping_sub(self.carve_out.base) < self.carve_out.size {
+            // The RMM's own memory and the shared page are Realm memory for the life of the system.
             return Err(Status::BadPas);
         }
         Ok(self.gpt.undelegate(platform, pa)?)

@@ -49,7 +49,13 @@ pub fn first_cpu(id: &IdRegs) -> (&'static Monitor, (u64, u64)) {
     if cpus > MAX_CPUS {
         uart::line(format_args!("{cpus} CPUs, only {MAX_CPUS} of them can be used"));
     }
-    let config = Config { cpus, shared_page: layout::SHARED_PAGE, reserve: layout::RESERVE, rmm };
+    let config = Config {
+        cpus,
+        shared_page: layout::SHARED_PAGE,
+        carve_out: layout::CARVE_OUT,
+        reserve: layout::RESERVE,
+        rmm,
+    };
     (place(Monitor::new(config, gpt)), (kernel, layout::DTB))
 }
 

@@ -1,7 +1,357 @@
-//! To be written.
+//! A small host at NS-EL2 that tests monitor and RMM from outside.
+//!
+//! Loaded in a kernel's place. Each test prints `PAYLOAD: <name> ok` or `PAYLOAD: <name> FAILED <why>` on
+//! UART0; at the end the machine is switched off, or QEMU exits with status 1 if anything failed. Runs with
+//! the MMU off, on as many CPUs as there are.
 #![no_std]
 #![no_main]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
+#![allow(missing_docs, unreachable_pub, reason = "nothing outside of this image uses it")]
+
+mod console;
+mod entry;
+
+use core::arch::asm;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use console::line;
+use entry::{smc, timed_nothing, timed_smc};
+
+const SMCCC_VERSION: u64 = 0x8000_0000;
+const PSCI_VERSION: u64 = 0x8400_0000;
+const CPU_OFF: u64 = 0x8400_0002;
+const CPU_ON: u64 = 0xC400_0003;
+const AFFINITY_INFO: u64 = 0xC400_0004;
+const SYSTEM_OFF: u64 = 0x8400_0008;
+const RMI_VERSION: u64 = 0xC400_0150;
+const RMI_GRANULE_DELEGATE: u64 = 0xC400_0151;
+const RMI_GRANULE_UNDELEGATE: u64 = 0xC400_0152;
+const GTSI_DELEGATE: u64 = 0xC400_01B0;
+const RMI_REQ_COMPLETE: u64 = 0xC400_018F;
+const RMI_1_0: u64 = 0x0001_0000;
+
+const INVALID_PARAMETERS: u64 = (-2_i64).cast_unsigned();
+const ALREADY_ON: u64 = (-4_i64).cast_unsigned();
+const INVALID_ADDRESS: u64 = (-9_i64).cast_unsigned();
+const UNKNOWN: u64 = u64::MAX;
+
+const GRANULE: u64 = 4096;
+const RMM_MEMORY: u64 = 0x4010_0000;
+const SECURE_RAM: u64 = 0x0E00_0000;
+/// Data abort without a change of exception level, granule protection fault on the output address.
+const ABORT_GPF: u64 = 0x25 << 6 | 0x28;
+
+static FAILED: AtomicBool = AtomicBool::new(false);
+/// ESR of the last fault that was expected; `EXPECT` says that one is.
+static EXPECT: AtomicBool = AtomicBool::new(false);
+static FAULT: AtomicU64 = AtomicU64::new(0);
+/// What each other CPU has done.
+static DONE: [AtomicU64; 32] = [const { AtomicU64::new(0) }; 32];
+
+unsafe extern "C" {
+    static __pool: u8;
+    fn secondary_start();
+    fn smc_all(regs: *mut [u64; 31]);
+}
+
+/// The n-th granule that the tests may give away.
+fn pool(n: u64) -> u64 {
+    (&raw const __pool).addr() as u64 / GRANULE * GRANULE + (n + 1) * GRANULE
+}
+
+fn check(name: &str, result: Result<(), fmt::Arguments<'_>>) {
+    match result {
+        Ok(()) => line(format_args!("{name} ok")),
+        Err(why) => {
+            FAILED.store(true, Ordering::Relaxed);
+            line(format_args!("{name} FAILED {why}"));
+        }
+    }
+}
+
+fn expect(name: &str, got: u64, wanted: u64) {
+    if got == wanted {
+        check(name, Ok(()));
+    } else {
+        check(name, Err(format_args!("got {got:#x}, expected {wanted:#x}")));
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn el2_exception(esr: u64, elr: u64, far: u64) -> u64 {
+    if EXPECT.swap(false, Ordering::Relaxed) {
+        FAULT.store(esr, Ordering::Relaxed);
+        return elr + 4;
+    }
+    line(format_args!("exception FAILED ESR={esr:#x} ELR={elr:#x} FAR={far:#x}"));
+    console::fail()
+}
+
+/// Reads a word; the ESR if that faults.
+fn probe_read(pa: u64) -> Result<u64, u64> {
+    FAULT.store(0, Ordering::Relaxed);
+    EXPECT.store(true, Ordering::Relaxed);
+    let value;
+    // SAFETY: granules of the pool are no Rust objects; a fault skips the load.
+    unsafe { asm!("mov {v}, #0", "ldr {v}, [{a}]", "dsb sy", "isb", v = out(reg) value, a = in(reg) pa, options(nostack)) };
+    EXPECT.store(false, Ordering::Relaxed);
+    match FAULT.load(Ordering::Relaxed) {
+        0 => Ok(value),
+        esr => Err(esr),
+    }
+}
+
+fn probe_write(pa: u64, value: u64) -> Result<(), u64> {
+    FAULT.store(0, Ordering::Relaxed);
+    EXPECT.store(true, Ordering::Relaxed);
+    // SAFETY: as for `probe_read`.
+    unsafe { asm!("str {v}, [{a}]", "dsb sy", "isb", v = in(reg) value, a = in(reg) pa, options(nostack)) };
+    EXPECT.store(false, Ordering::Relaxed);
+    match FAULT.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        esr => Err(esr),
+    }
+}
+
+fn is_gpf(esr: u64) -> bool {
+    // Class and fault status; the rest says whether it was a write.
+    (esr >> 26) << 6 | esr & 0x3F == ABORT_GPF
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn primary() -> ! {
+    console::init();
+    line(format_args!("start"));
+    expect("psci-version", smc(PSCI_VERSION, 0, 0, 0)[0], 0x0001_0001);
+    expect("smccc-version", smc(SMCCC_VERSION, 0, 0, 0)[0], 0x0001_0002);
+    expect("unknown-function", smc(0xC600_1234, 0, 0, 0)[0], UNKNOWN);
+    expect("host-cannot-delegate-by-itself", smc(GTSI_DELEGATE, pool(0), 0, 0)[0], UNKNOWN);
+    expect("host-cannot-complete-a-call", smc(RMI_REQ_COMPLETE, 0, 0, 0)[0], UNKNOWN);
+    let version = smc(RMI_VERSION, RMI_1_0, 0, 0);
+    expect("rmi-version", version[0], 0);
+    line(format_args!("rmi-version is {:#x} to {:#x}", version[1], version[2]));
+    let rmm = version[0] == 0;
+    if rmm {
+        registers_survive();
+        protection();
+        refusals();
+    }
+    psci_refusals();
+    let cpus = other_cpus(rmm);
+    if rmm {
+        bench();
+    }
+    let failed = FAILED.load(Ordering::Relaxed);
+    line(format_args!("done, {} CPUs, {}", cpus, if failed { "FAILED" } else { "all ok" }));
+    if failed {
+        console::fail();
+    }
+    smc(SYSTEM_OFF, 0, 0, 0);
+    console::fail()
+}
+
+/// A call of the RMM changes none of the host's registers but the results.
+fn registers_survive() {
+    let pattern = |i: usize| 0xA5A5_0000_0000_0000 | (i as u64) << 8;
+    let mut regs: [u64; 31] = core::array::from_fn(pattern);
+    regs[0] = RMI_VERSION;
+    regs[1] = RMI_1_0;
+    let before = el2_state();
+    // SAFETY: restores what the compiler relies on.
+    unsafe { smc_all(&raw mut regs) };
+    let after = el2_state();
+    // x0 to x3 are results.
+    let wrong = (4..31).find(|&i| regs[i] != pattern(i));
+    match wrong {
+        None => check("rmi-keeps-registers", Ok(())),
+        Some(i) => check("rmi-keeps-registers", Err(format_args!("x{i} = {:#x}", regs[i]))),
+    }
+    match (0..before.len()).find(|&i| before[i] != after[i]) {
+        None => check("rmi-keeps-el2-state", Ok(())),
+        Some(i) => {
+            check("rmi-keeps-el2-state", Err(format_args!("register {i}: {:#x} became {:#x}", before[i], after[i])));
+        }
+    }
+}
+
+/// EL2 registers and keys with values that no RMM would choose.
+fn el2_state() -> [u64; 16] {
+    let mut s = [0; 16];
+    macro_rules! take {
+        ($i:literal, $reg:literal, $value:expr) => {
+            // SAFETY: registers that this payload does not depend on with translation off.
+            unsafe {
+                if let Some(v) = $value {
+                    let v: u64 = v;
+                    asm!(concat!("msr ", $reg, ", {}"), in(reg) v);
+                }
+                asm!(concat!("mrs {}, ", $reg), out(reg) s[$i]);
+            }
+        };
+    }
+    take!(0, "tpidr_el2", Some(0x1111));
+    take!(1, "ttbr0_el2", Some(0x4321_0000));
+    take!(2, "mair_el2", Some(0xFF44));
+    take!(3, "vttbr_el2", Some(0x1234_0000));
+    take!(4, "cntvoff_el2", None);
+    take!(5, "vbar_el2", None);
+    take!(6, "hcr_el2", None);
+    take!(7, "sctlr_el2", None);
+    take!(8, "sp_el0", Some(0x2222));
+    // APIAKeyLo_EL1, APGAKeyHi_EL1.
+    take!(9, "S3_0_C2_C1_0", Some(0x3333));
+    take!(10, "S3_0_C2_C3_1", Some(0x4444));
+    take!(11, "tcr_el2", None);
+    take!(12, "tpidr_el1", Some(0x5555));
+    take!(13, "sp_el1", Some(0x6660));
+    take!(14, "vbar_el1", Some(0x7800));
+    take!(15, "far_el1", Some(0x8888));
+    s
+}
+
+/// A delegated granule is out of the host's reach, and comes back empty.
+fn protection() {
+    let pa = pool(3);
+    for word in 0..GRANULE / 8 {
+        let _ = probe_write(pa + word * 8, 0xDEAD_BEEF_0000_0000 | word);
+    }
+    expect("delegate", smc(RMI_GRANULE_DELEGATE, pa, 0, 0)[0], 0);
+    match probe_read(pa) {
+        Err(esr) if is_gpf(esr) => check("delegated-read-faults", Ok(())),
+        other => check("delegated-read-faults", Err(format_args!("{other:#x?}"))),
+    }
+    match probe_write(pa + 8, 1) {
+        Err(esr) if is_gpf(esr) => check("delegated-write-faults", Ok(())),
+        other => check("delegated-write-faults", Err(format_args!("{other:#x?}"))),
+    }
+    match (probe_read(pa - 8), probe_read(pa + GRANULE)) {
+        (Ok(_), Ok(_)) => check("neighbours-stay-readable", Ok(())),
+        other => check("neighbours-stay-readable", Err(format_args!("{other:#x?}"))),
+    }
+    if smc(RMI_GRANULE_DELEGATE, pa, 0, 0)[0] == 0 {
+        check("delegate-twice-refused", Err(format_args!("it was not")));
+    } else {
+        check("delegate-twice-refused", Ok(()));
+    }
+    expect("undelegate", smc(RMI_GRANULE_UNDELEGATE, pa, 0, 0)[0], 0);
+    match (0..GRANULE / 8).map(|w| (w, probe_read(pa + w * 8))).find(|(_, r)| *r != Ok(0)) {
+        None => check("undelegated-reads-zero", Ok(())),
+        Some((word, value)) => check("undelegated-reads-zero", Err(format_args!("word {word}: {value:#x?}"))),
+    }
+}
+
+/// What the RMM and EL3 must not let the host have.
+fn refusals() {
+    let cases = [
+        ("delegate-of-rmm-memory-refused", RMI_GRANULE_DELEGATE, RMM_MEMORY),
+        ("delegate-of-secure-ram-refused", RMI_GRANULE_DELEGATE, SECURE_RAM),
+        ("delegate-of-device-refused", RMI_GRANULE_DELEGATE, 0x0900_0000),
+        ("delegate-misaligned-refused", RMI_GRANULE_DELEGATE, pool(1) + 8),
+        ("delegate-beyond-memory-refused", RMI_GRANULE_DELEGATE, 1 << 47),
+        ("delegate-wild-address-refused", RMI_GRANULE_DELEGATE, 0xFFFF_FFFF_FFFF_F000),
+        ("undelegate-of-own-memory-refused", RMI_GRANULE_UNDELEGATE, pool(1)),
+        ("undelegate-of-rmm-memory-refused", RMI_GRANULE_UNDELEGATE, RMM_MEMORY),
+    ];
+    for (name, fid, pa) in cases {
+        match smc(fid, pa, 0, 0)[0] {
+            0 => check(name, Err(format_args!("it was not"))),
+            _ => check(name, Ok(())),
+        }
+    }
+    match probe_read(RMM_MEMORY) {
+        Err(esr) if is_gpf(esr) => check("rmm-memory-read-faults", Ok(())),
+        other => check("rmm-memory-read-faults", Err(format_args!("{other:#x?}"))),
+    }
+}
+
+fn psci_refusals() {
+    let entry = secondary_start as *const () as u64;
+    expect("cpu-on-self-refused", smc(CPU_ON, 0, entry, 0)[0], ALREADY_ON);
+    expect("cpu-on-nobody-refused", smc(CPU_ON, 0xFF_0000, entry, 0)[0], INVALID_PARAMETERS);
+    expect("cpu-on-into-rmm-refused", smc(CPU_ON, 1, RMM_MEMORY, 0)[0], INVALID_ADDRESS);
+    expect("affinity-of-self-is-on", smc(AFFINITY_INFO, 0, 0, 0)[0], 0);
+}
+
+/// Turns every other CPU on twice; together they delegate neighbouring granules.
+fn other_cpus(rmm: bool) -> u64 {
+    let mut cpus = 1;
+    while cpus < 16 && smc(AFFINITY_INFO, cpus, 0, 0)[0] == 1 {
+        cpus += 1;
+    }
+    for round in 1..=2 {
+        for cpu in 1..cpus {
+            let entry = secondary_start as *const () as u64;
+            let result = smc(CPU_ON, cpu, entry, cpu)[0];
+            if result != 0 {
+                check("cpu-on", Err(format_args!("CPU {cpu}: {:#x}", result)));
+                return cpus;
+            }
+        }
+        if rmm {
+            churn(0);
+        }
+        for cpu in 1..cpus {
+            while DONE[cpu as usize].load(Ordering::Acquire) != round {
+                core::hint::spin_loop();
+            }
+            while smc(AFFINITY_INFO, cpu, 0, 0)[0] != 1 {
+                core::hint::spin_loop();
+            }
+        }
+    }
+    if cpus > 1 {
+        check("cpu-on-and-off-twice", Ok(()));
+    }
+    cpus
+}
+
+/// Delegates and undelegates every 16th granule, beginning with the CPU's number.
+fn churn(cpu: u64) {
+    for n in 0..16 {
+        let pa = pool(16 + n * 16 + cpu);
+        let delegated = smc(RMI_GRANULE_DELEGATE, pa, 0, 0)[0];
+        let undelegated = smc(RMI_GRANULE_UNDELEGATE, pa, 0, 0)[0];
+        if (delegated, undelegated) != (0, 0) {
+            check("delegate-on-all-cpus", Err(format_args!("CPU {cpu}: {delegated:#x} {undelegated:#x}")));
+            return;
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn secondary(cpu: u64) -> ! {
+    let version = smc(RMI_VERSION, RMI_1_0, 0, 0)[0];
+    if version == 0 {
+        churn(cpu);
+    } else if version != UNKNOWN {
+        check("rmi-version-on-every-cpu", Err(format_args!("CPU {cpu}: {version:#x}")));
+    }
+    DONE[cpu as usize].fetch_add(1, Ordering::Release);
+    smc(CPU_OFF, 0, 0, 0);
+    line(format_args!("cpu-off FAILED CPU {cpu}"));
+    console::fail()
+}
+
+/// Instruction counts; only meaningful when QEMU counts instructions.
+fn bench() {
+    let nothing = timed_nothing();
+    let report = |name: &str, cost: u64| line(format_args!("bench {name} {}", cost - nothing));
+    // The first round pays for the block that is divided into granules.
+    let mut costs = [u64::MAX; 4];
+    let pa = pool(300);
+    for _ in 0..8 {
+        let calls = [
+            timed_smc(PSCI_VERSION, 0),
+            timed_smc(RMI_VERSION, RMI_1_0),
+            timed_smc(RMI_GRANULE_DELEGATE, pa),
+            timed_smc(RMI_GRANULE_UNDELEGATE, pa),
+        ];
+        for (cost, (_, ticks)) in costs.iter_mut().zip(calls) {
+            *cost = ticks.min(*cost);
+        }
+    }
+    report("PSCI_VERSION", costs[0]);
+    report("RMI_VERSION", costs[1]);
+    report("RMI_GRANULE_DELEGATE", costs[2]);
+    report("RMI_GRANULE_UNDELEGATE", costs[3]);
 }
