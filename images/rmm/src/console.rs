@@ -8,6 +8,11 @@ static LOCK: spin::Mutex<()> = spin::Mutex::new(());
 
 /// Lines go to the PL011 at `base` from now on; it is mapped as device memory.
 pub(crate) fn set(base: u64) {
+    if base != 0 {
+        // SAFETY: the PL011's page is mapped. Enabling the transmitter is all that it needs; the host sets up
+        // the rest when it takes the device over.
+        unsafe { ((base + 0x30) as *mut u32).write_volatile(0x301) };
+    }
     BASE.store(base, Relaxed);
 }
 
