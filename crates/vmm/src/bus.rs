@@ -129,11 +129,13 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    type Seen = Arc<Mutex<Vec<(&'static str, Vec<u8>)>>>;
+
     #[test]
     fn ports_reach_their_sinks_and_their_lines() {
-        let seen = Arc::new(Mutex::new(Vec::new()));
+        let seen = Seen::default();
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let sink = |name: &'static str, seen: &Arc<Mutex<Vec<(&'static str, Vec<u8>)>>>| -> Sink {
+        let sink = |name: &'static str, seen: &Seen| -> Sink {
             let seen = seen.clone();
             Box::new(move |bytes| {
                 seen.lock().unwrap().push((name, bytes.to_vec()));

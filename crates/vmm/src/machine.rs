@@ -4,7 +4,7 @@
 //! then contents are populated in ascending order, then the CPUs are created, then the Realm is activated.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 
 use cca_abi::kvm::{TARGET_GENERIC_V8, VM_TYPE_REALM, cap, device_type, reg, vcpu_feature, vgic_attr};
 
@@ -58,7 +58,7 @@ pub(crate) struct Memory {
 
 impl Machine {
     /// Builds the machine that `plan` describes.
-    pub fn new(device: &PathBuf, kind: Kind, plan: &Plan, on_stage: &dyn Fn(Stage)) -> Result<Self> {
+    pub fn new(device: &Path, kind: Kind, plan: &Plan, on_stage: &dyn Fn(Stage)) -> Result<Self> {
         let layout = &plan.layout;
         let kvm = Kvm::open(device)?;
         if matches!(kind, Kind::Realm { .. }) {
@@ -133,7 +133,7 @@ impl Memory {
     }
 }
 
-fn check_device(kvm: &Kvm, device: &PathBuf, layout: &Layout) -> Result<()> {
+fn check_device(kvm: &Kvm, device: &Path, layout: &Layout) -> Result<()> {
     let module = |what: String| Err(Error::new(Layer::Module, format!("{} {what}", device.display())));
     if kvm.capability(cca_abi::kvm::GENERATION_V2.cap_arm_rme) <= 0 {
         return module("cannot run Realms (is this the stock KVM device?)".into());

@@ -90,7 +90,7 @@ impl Serial {
 
     /// The guest writes `value` to register `offset`.
     pub fn write(&mut self, offset: u8, value: u8) {
-        self.burst_over = !(offset == RBR_THR && !self.dlab());
+        self.burst_over = offset != RBR_THR || self.dlab();
         match offset {
             RBR_THR if self.dlab() => self.divisor[0] = value,
             RBR_THR => {

@@ -11,7 +11,7 @@ use vmm::control::{Control, Event, Request};
 use vmm::machine::Machine;
 use vmm::mailbox::{Sender, mailbox};
 use vmm::runner::{Ending, Runner};
-use vmm::terminal::{self, Escape, RawTerminal};
+use vmm::terminal::{self, Escape, Keys, RawTerminal};
 use vmm::{Error, Layer};
 
 use super::RunOptions;
@@ -36,7 +36,7 @@ pub(super) fn run(opts: &RunOptions, machine: Machine, events: &Events) -> anyho
     let interactive = opts.exec.is_none();
     let request = match &opts.exec {
         Some(command) => Request::Exec { command: command.clone(), mark: mark()? },
-        None => Request::Shell { size: terminal::size(STDIN) },
+        None => Request::Shell { size: terminal::size(STDIN).or_else(told_size) },
     };
     let log = opts
         .console_log
@@ -54,31 +54,36 @@ pub(super) fn run(opts: &RunOptions, machine: Machine, events: &Events) -> anyho
     )?;
 
     let mut state = Session { events, interactive, status: None, deadline: None };
-    let mut input = interactive.then(Escape::default);
+    // Where something else than a terminal is at the other end, that one knows what its user's keys mean.
+    let mut escape = terminal.is_some().then(Escape::default);
+    let mut input = interactive;
     let result = loop {
-        let mut fds = [notices.fd(), signals.as_raw_fd(), if input.is_some() { STDIN } else { -1 }]
+        let mut fds = [notices.fd(), signals.as_raw_fd(), if input { STDIN } else { -1 }]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         poll(&mut fds, state.deadline)?;
         if fds[1].revents != 0 {
-            break Ok(Some(128 + signal_number(&signals)));
+            // Leave at once: a CPU's thread may be waiting for somebody to read its output. The kernel cleans up.
+            std::mem::forget(runner);
+            return Ok(128 + signal_number(&signals));
         }
         if let Some(result) = notices.drain().into_iter().find_map(|notice| state.handle(notice)) {
             break result;
         }
         if state.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            break Ok(None);
+            break Ok(());
         }
         if fds[2].revents != 0 {
             let typed = read_input();
-            let keys = input.as_mut().map(|escape| escape.filter(&typed)).unwrap_or_default();
+            // At the end of input the guest goes on without.
+            input = !typed.is_empty();
+            let keys = match &mut escape {
+                Some(escape) => escape.filter(&typed),
+                None => Keys { bytes: typed, leave: false },
+            };
             if keys.leave {
-                break Ok(None);
+                break Ok(());
             }
             runner.send(&keys.bytes)?;
-            if typed.is_empty() {
-                // The other end is gone; the guest goes on without input.
-                input = None;
-            }
         }
     };
     runner.stop();
@@ -90,9 +95,8 @@ pub(super) fn run(opts: &RunOptions, machine: Machine, events: &Events) -> anyho
         }
     }
     match result? {
-        Some(status) => Ok(status),
-        None if interactive => Ok(0),
-        None => state.status.ok_or_else(|| {
+        () if interactive => Ok(0),
+        () => state.status.ok_or_else(|| {
             Error::new(Layer::Guest, "it ended before the command did (its console says more)").into()
         }),
     }
@@ -106,8 +110,8 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// `Some` ends the run: with a failure, with a status, or with what the guest has told so far.
-    fn handle(&mut self, notice: Notice) -> Option<anyhow::Result<Option<u8>>> {
+    /// `Some` ends the run: with a failure, or with what the guest has told so far.
+    fn handle(&mut self, notice: Notice) -> Option<anyhow::Result<()>> {
         match notice {
             Notice::FirstOutput => self.events.stage("guest-first-output"),
             Notice::Ready => self.events.stage("guest-init"),
@@ -116,11 +120,13 @@ impl Session<'_> {
                 self.deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
                 self.events.stage("command-done");
             }
-            Notice::Ended(Ok(Ending::PowerOff)) => return Some(Ok(None)),
+            Notice::Ended(Ok(Ending::PowerOff)) => return Some(Ok(())),
             // A Realm cannot be started again as it was; for a shell, a restart is a way to leave.
-            Notice::Ended(Ok(Ending::Reset)) if self.interactive => return Some(Ok(None)),
+            Notice::Ended(Ok(Ending::Reset)) if self.interactive => return Some(Ok(())),
             Notice::Ended(Ok(Ending::Reset)) => {
-                return Some(Err(Error::new(Layer::Guest, "it restarted itself (its console says why)").into()));
+                return Some(Err(
+                    Error::new(Layer::Guest, "it restarted itself (its console says why)").into()
+                ));
             }
             Notice::Ended(Ok(Ending::Crash)) => {
                 return Some(Err(Error::new(Layer::Guest, "it crashed (its console says why)").into()));
@@ -168,6 +174,12 @@ fn control(mut control: Control, notify: Sender<Notice>) -> Sink {
         }
         reply
     })
+}
+
+/// The terminal's size when it is further away: whoever starts us says it in the way that shells do.
+fn told_size() -> Option<(u16, u16)> {
+    let number = |name| std::env::var(name).ok()?.parse().ok().filter(|number| *number > 0);
+    Some((number("LINES")?, number("COLUMNS")?))
 }
 
 /// A word that no output contains by accident.
