@@ -51,7 +51,9 @@ fn objection(facts: &Facts) -> Option<&'static str> {
         return Some("RMM: no RMI (the firmware is not called by SMC): this machine cannot run Realms");
     }
     if facts.smccc_version < SMCCC_1_2 {
-        return Some("RMM: no RMI (the firmware's calling convention is older than SMCCC 1.2): this machine cannot run Realms");
+        return Some(
+            "RMM: no RMI (the firmware's calling convention is older than SMCCC 1.2): this machine cannot run Realms",
+        );
     }
     None
 }
@@ -150,7 +152,7 @@ fn split_version(version: u64) -> (u64, u64) {
 extern "C" fn kvmr_stat(which: u32) -> u64 {
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     match which {
-        0 => kvm_realm::ABI_GENERATION,
+        0 => kvm_realm::system::ABI_GENERATION,
         1 => system().map_or(0, |s| rmi_version(s)),
         2 => count(counters::DELEGATED.load(Relaxed)),
         3 => counters::REFUSED.load(Relaxed),

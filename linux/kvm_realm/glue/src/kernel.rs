@@ -121,7 +121,11 @@ impl Kernel for Linux {
     }
 
     fn pin_user_pages(
-        &self, address: u64, count: usize, purpose: PinPurpose, pages: &mut Vec<PinnedPage>,
+        &self,
+        address: u64,
+        count: usize,
+        purpose: PinPurpose,
+        pages: &mut Vec<PinnedPage>,
     ) -> Result<usize> {
         const BATCH: usize = 32;
         let shared = matches!(purpose, PinPurpose::Shared);
