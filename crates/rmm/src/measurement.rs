@@ -1,0 +1,176 @@
+//! Measurement: the hash, the three RIM descriptors, and the extension of REMs (specification section on
+//! Realm measurement).
+
+use cca_abi::rmi::{HashAlgorithm, RealmParams, RecParams};
+use sha2::digest::generic_array::GenericArray;
+use sha2::{Digest, Sha256, Sha512};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::platform::{Page, Platform};
+use core::sync::atomic::Ordering::Relaxed;
+
+/// A measurement register: 64 bytes as words, byte 0 lowest. A SHA-256 value occupies the first four words.
+pub(crate) type Measurement = [u64; 8];
+
+const _: () = assert!(cfg!(target_endian = "little"), "structures are laid out little-endian");
+
+const SHA256_INIT: [u32; 8] =
+    [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
+
+const DESC_DATA: u64 = 0;
+const DESC_REC: u64 = 1;
+const DESC_RIPAS: u64 = 2;
+const DESC_LEN: u64 = 0x100;
+
+/// Computes measurements with what the platform offers.
+pub(crate) struct Hasher<'p, P> {
+    platform: &'p P,
+    algorithm: HashAlgorithm,
+}
+
+impl<'p, P: Platform> Hasher<'p, P> {
+    pub(crate) fn new(platform: &'p P, algorithm: HashAlgorithm) -> Self {
+        Self { platform, algorithm }
+    }
+
+    /// The hash of some bytes.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Measurement {
+        match self.algorithm {
+            HashAlgorithm::Sha256 => self.sha256(bytes),
+            HashAlgorithm::Sha512 => {
+                let mut out = Measurement::default();
+                out.as_mut_bytes().copy_from_slice(&Sha512::digest(bytes));
+                out
+            }
+        }
+    }
+
+    /// The hash of the RMM's granule at `pa`.
+    pub(crate) fn granule(&self, pa: u64) -> Measurement {
+        let mut state = SHA256_INIT;
+        if self.algorithm == HashAlgorithm::Sha256 && self.platform.sha256_granule(&mut state, pa) {
+            return self.sha256_finish(state, &[], 4096);
+        }
+        let page: &Page = self.platform.granule(pa);
+        let mut out = Measurement::default();
+        match self.algorithm {
+            HashAlgorithm::Sha256 => {
+                hash_page::<Sha256>(page, &mut out.as_mut_bytes()[..32]);
+            }
+            HashAlgorithm::Sha512 => hash_page::<Sha512>(page, out.as_mut_bytes()),
+        }
+        out
+    }
+
+    fn sha256(&self, bytes: &[u8]) -> Measurement {
+        let whole = bytes.len() / 64 * 64;
+        let mut state = SHA256_INIT;
+        for block in bytes[..whole].chunks_exact(64) {
+            self.compress(&mut state, block);
+        }
+        self.sha256_finish(state, &bytes[whole..], bytes.len())
+    }
+
+    /// Pads: `rest` is what is left of a message of `length` bytes after its whole blocks.
+    fn sha256_finish(&self, mut state: [u32; 8], rest: &[u8], length: usize) -> Measurement {
+        let mut block = [0u8; 64];
+        block[..rest.len()].copy_from_slice(rest);
+        block[rest.len()] = 0x80;
+        if rest.len() >= 56 {
+            self.compress(&mut state, &block);
+            block = [0u8; 64];
+        }
+        // Messages here are at most a granule long.
+        block[56..].copy_from_slice(&(length as u64 * 8).to_be_bytes());
+        self.compress(&mut state, &block);
+        let mut out = Measurement::default();
+        for (bytes, word) in out.as_mut_bytes().chunks_exact_mut(4).zip(state) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        out
+    }
+
+    fn compress(&self, state: &mut [u32; 8], block: &[u8]) {
+        let mut copy = [0u8; 64];
+        copy.copy_from_slice(block);
+        if !self.platform.sha256_blocks(state, &[copy]) {
+            sha2::compress256(state, &[GenericArray::from(copy)]);
+        }
+    }
+
+    /// The initial RIM: the hash of the measured part of the parameters, values as the host gave them.
+    pub(crate) fn rim_init(&self, params: &RealmParams) -> Measurement {
+        let mut measured = RealmParams::new_zeroed();
+        measured.flags = params.flags;
+        measured.s2sz = params.s2sz;
+        measured.sve_vl = params.sve_vl;
+        measured.num_bps = params.num_bps;
+        measured.num_wps = params.num_wps;
+        measured.pmu_num_ctrs = params.pmu_num_ctrs;
+        measured.hash_algo = params.hash_algo;
+        self.bytes(measured.as_bytes())
+    }
+
+    /// The RIM after DATA_CREATE; `content` is zero if the host did not ask to measure it.
+    pub(crate) fn rim_data(
+        &self,
+        rim: &Measurement,
+        ipa: u64,
+        flags: u64,
+        content: &Measurement,
+    ) -> Measurement {
+        let mut descriptor = descriptor(DESC_DATA, rim);
+        descriptor[10] = ipa;
+        descriptor[11] = flags;
+        descriptor[12..20].copy_from_slice(content);
+        self.bytes(descriptor.as_bytes())
+    }
+
+    /// The RIM after REC_CREATE of a runnable REC.
+    pub(crate) fn rim_rec(&self, rim: &Measurement, params: &RecParams) -> Measurement {
+        let mut measured = RecParams::new_zeroed();
+        measured.flags = params.flags;
+        measured.pc = params.pc;
+        measured.gprs = params.gprs;
+        let mut descriptor = descriptor(DESC_REC, rim);
+        descriptor[10..18].copy_from_slice(&self.bytes(measured.as_bytes()));
+        self.bytes(descriptor.as_bytes())
+    }
+
+    /// The RIM after one entry's RIPAS became RAM by RTT_INIT_RIPAS.
+    pub(crate) fn rim_ripas(&self, rim: &Measurement, base: u64, top: u64) -> Measurement {
+        let mut descriptor = descriptor(DESC_RIPAS, rim);
+        descriptor[10] = base;
+        descriptor[11] = top;
+        self.bytes(descriptor.as_bytes())
+    }
+
+    /// A REM extended by the first `size` (at most 64) bytes of `value`.
+    pub(crate) fn rem_extend(&self, old: &Measurement, value: &Measurement, size: usize) -> Measurement {
+        let digest = self.algorithm.digest_len();
+        let mut message = [0u8; 128];
+        message[..digest].copy_from_slice(&old.as_bytes()[..digest]);
+        message[digest..digest + size].copy_from_slice(&value.as_bytes()[..size]);
+        self.bytes(&message[..digest + size])
+    }
+}
+
+fn descriptor(kind: u64, rim: &Measurement) -> [u64; 32] {
+    let mut descriptor = [0u64; 32];
+    descriptor[0] = kind;
+    descriptor[1] = DESC_LEN;
+    descriptor[2..10].copy_from_slice(rim);
+    descriptor
+}
+
+fn hash_page<D: Digest>(page: &Page, out: &mut [u8]) {
+    let mut hash = D::new();
+    for words in page.chunks_exact(16) {
+        let mut block = [0u64; 16];
+        for (to, from) in block.iter_mut().zip(words) {
+            *to = from.load(Relaxed);
+        }
+        hash.update(block.as_bytes());
+    }
+    out.copy_from_slice(&hash.finalize());
+}

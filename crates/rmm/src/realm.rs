@@ -1,0 +1,313 @@
+//! The Realm descriptor, and the commands on whole Realms.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use cca_abi::rmi::{HashAlgorithm, MAX_START_TABLES, RealmParams, Status};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::Rmm;
+use crate::answer::{Answer, NONE, one};
+use crate::entry::{Entry, span};
+use crate::granule::{Locked, State};
+use crate::measurement::{Hasher, Measurement};
+use crate::platform::{GRANULE_SIZE, Page, Platform};
+
+/// Auxiliary granules per REC: one, the execution context.
+pub(crate) const REC_AUX_COUNT: u64 = 1;
+
+/// Measurement registers: the RIM and four REMs.
+pub(crate) const MEASUREMENTS: u64 = 5;
+
+/// Words of the RD granule.
+mod word {
+    pub(super) const STATE: usize = 0;
+    pub(super) const IPA_WIDTH: usize = 1;
+    pub(super) const START_LEVEL: usize = 2;
+    pub(super) const RTT_BASE: usize = 3;
+    pub(super) const NUM_START: usize = 4;
+    pub(super) const VMID: usize = 5;
+    pub(super) const HASH: usize = 6;
+    pub(super) const REC_INDEX: usize = 7;
+    pub(super) const NUM_BPS: usize = 8;
+    pub(super) const NUM_WPS: usize = 9;
+    pub(super) const VTCR: usize = 10;
+    pub(super) const VTTBR: usize = 11;
+    pub(super) const RPV: usize = 16;
+    pub(super) const MEASUREMENTS: usize = 32;
+}
+
+/// Realm states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum RealmState {
+    New = 0,
+    Active = 1,
+    SystemOff = 2,
+}
+
+/// A view of an RD granule. Words that never change after REALM_CREATE and the state may be read without the
+/// RD's lock by whoever keeps the Realm alive (a lock on it, or a REC of it); the rest needs the lock.
+#[derive(Clone, Copy)]
+pub(crate) struct Realm<'a> {
+    page: &'a Page,
+}
+
+/// The constant part of a Realm that stage 2 code needs, copied out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stage2 {
+    pub(crate) ipa_width: u64,
+    pub(crate) start_level: u32,
+    pub(crate) rtt_base: u64,
+    pub(crate) vttbr: u64,
+    pub(crate) vtcr: u64,
+}
+
+impl Stage2 {
+    /// First byte of the unprotected half.
+    pub(crate) fn unprotected_base(&self) -> u64 {
+        1 << (self.ipa_width - 1)
+    }
+
+    /// Whether `ipa` lies in the protected half.
+    pub(crate) fn is_protected(&self, ipa: u64) -> bool {
+        ipa < self.unprotected_base()
+    }
+
+    /// Whether `ipa` lies in the Realm's address space.
+    pub(crate) fn is_inside(&self, ipa: u64) -> bool {
+        ipa >> self.ipa_width == 0
+    }
+
+    /// AddrRangeIsProtected: `[base, top)` is not empty and lies entirely in the protected half.
+    pub(crate) fn is_range_protected(&self, base: u64, top: u64) -> bool {
+        base < top && self.is_protected(base) && self.is_protected(top - 1)
+    }
+}
+
+impl<'a> Realm<'a> {
+    pub(crate) fn new(page: &'a Page) -> Self {
+        Self { page }
+    }
+
+    fn get(&self, index: usize) -> u64 {
+        self.page[index].load(Relaxed)
+    }
+
+    fn set(&self, index: usize, value: u64) {
+        self.page[index].store(value, Relaxed);
+    }
+
+    pub(crate) fn state(&self) -> RealmState {
+        match self.get(word::STATE) {
+            0 => RealmState::New,
+            1 => RealmState::Active,
+            _ => RealmState::SystemOff,
+        }
+    }
+
+    pub(crate) fn set_state(&self, state: RealmState) {
+        self.set(word::STATE, state as u64);
+    }
+
+    pub(crate) fn stage2(&self) -> Stage2 {
+        Stage2 {
+            ipa_width: self.get(word::IPA_WIDTH),
+            // Written from a u32 of at most 3.
+            start_level: u32::try_from(self.get(word::START_LEVEL)).unwrap_or(3),
+            rtt_base: self.get(word::RTT_BASE),
+            vttbr: self.get(word::VTTBR),
+            vtcr: self.get(word::VTCR),
+        }
+    }
+
+    pub(crate) fn hash(&self) -> HashAlgorithm {
+        if self.get(word::HASH) == HashAlgorithm::Sha512 as u64 {
+            HashAlgorithm::Sha512
+        } else {
+            HashAlgorithm::Sha256
+        }
+    }
+
+    pub(crate) fn rec_index(&self) -> u64 {
+        self.get(word::REC_INDEX)
+    }
+
+    pub(crate) fn set_rec_index(&self, index: u64) {
+        self.set(word::REC_INDEX, index);
+    }
+
+    /// Breakpoints and watchpoints, minus one each.
+    pub(crate) fn debug_resources(&self) -> (u64, u64) {
+        (self.get(word::NUM_BPS), self.get(word::NUM_WPS))
+    }
+
+    pub(crate) fn rpv(&self) -> [u64; 8] {
+        core::array::from_fn(|n| self.get(word::RPV + n))
+    }
+
+    /// Measurement register `index` (0 RIM, 1–4 REMs).
+    pub(crate) fn measurement(&self, index: usize) -> Measurement {
+        core::array::from_fn(|n| self.get(word::MEASUREMENTS + 8 * index + n))
+    }
+
+    pub(crate) fn set_measurement(&self, index: usize, value: &Measurement) {
+        for (n, &bits) in value.iter().enumerate() {
+            self.set(word::MEASUREMENTS + 8 * index + n, bits);
+        }
+    }
+
+    pub(crate) fn rim(&self) -> Measurement {
+        self.measurement(0)
+    }
+
+    pub(crate) fn set_rim(&self, value: &Measurement) {
+        self.set_measurement(0, value);
+    }
+
+    fn tables(&self) -> u64 {
+        self.get(word::NUM_START)
+    }
+
+    fn vmid(&self) -> u16 {
+        // Written from a u16.
+        u16::try_from(self.get(word::VMID)).unwrap_or_default()
+    }
+}
+
+impl<P: Platform> Rmm<'_, P> {
+    /// A view of the RD at `rd`, which the caller keeps alive.
+    pub(crate) fn realm(&self, rd: u64) -> Realm<'_> {
+        Realm::new(self.platform.granule(rd))
+    }
+
+    /// The Realm's hash.
+    pub(crate) fn hasher(&self, realm: Realm<'_>) -> Hasher<'_, P> {
+        Hasher::new(&self.platform, realm.hash())
+    }
+
+    /// RMI_REALM_CREATE.
+    pub(crate) fn realm_create(&self, rd: u64, params_ptr: u64) -> Answer {
+        let params: RealmParams = self.read_params(params_ptr)?;
+        let shape = self.config.check_realm(&params).ok_or(Status::ErrorInput)?;
+        let rtt_end = params
+            .rtt_base
+            .checked_add(shape.tables * GRANULE_SIZE)
+            .filter(|&end| end <= 1 << 48)
+            .ok_or(Status::ErrorInput)?;
+        if (params.rtt_base..rtt_end).contains(&rd) {
+            return Err(Status::ErrorInput.into());
+        }
+
+        // Ascending order: the RD is below or above all start tables.
+        let rd_below =
+            if rd < params.rtt_base { Some(self.granules.lock_named(rd, State::Delegated)?) } else { None };
+        let mut tables: [Option<Locked<'_>>; MAX_START_TABLES as usize] =
+            [const { None }; MAX_START_TABLES as usize];
+        for (slot, pa) in tables.iter_mut().zip((params.rtt_base..rtt_end).step_by(4096)) {
+            *slot = Some(self.granules.lock_named(pa, State::Delegated)?);
+        }
+        let rd_granule = match rd_below {
+            Some(locked) => locked,
+            None => self.granules.lock_named(rd, State::Delegated)?,
+        };
+        if !self.vmids.reserve(params.vmid) {
+            return Err(Status::ErrorInput.into());
+        }
+
+        let realm = self.realm(rd);
+        realm.set_state(RealmState::New);
+        realm.set(word::IPA_WIDTH, shape.ipa_width);
+        realm.set(word::START_LEVEL, u64::from(shape.start_level));
+        realm.set(word::RTT_BASE, params.rtt_base);
+        realm.set(word::NUM_START, shape.tables);
+        realm.set(word::VMID, u64::from(params.vmid));
+        realm.set(word::HASH, shape.hash as u64);
+        realm.set(word::NUM_BPS, u64::from(params.num_bps));
+        realm.set(word::NUM_WPS, u64::from(params.num_wps));
+        realm.set(word::VTCR, shape.vtcr);
+        realm.set(word::VTTBR, params.rtt_base | u64::from(params.vmid) << 48);
+        let mut rpv = [0u64; 8];
+        rpv.as_mut_bytes().copy_from_slice(&params.rpv);
+        for (n, value) in rpv.into_iter().enumerate() {
+            realm.set(word::RPV + n, value);
+        }
+        realm.set_rim(&self.hasher(realm).rim_init(&params));
+
+        // The tables are zero, which is UNASSIGNED/EMPTY; the upper half of the address space is unprotected.
+        let unprotected = realm.stage2().unprotected_base();
+        let mut ipa = 0u64;
+        for table in tables.iter().flatten() {
+            let page = self.platform.granule(table.pa());
+            for entry in page {
+                if ipa >= unprotected {
+                    entry.store(Entry::UnassignedNs.encode(shape.start_level), Relaxed);
+                }
+                ipa = ipa.saturating_add(span(shape.start_level));
+            }
+            table.set_state(State::Rtt);
+        }
+        self.platform.publish_table_writes();
+        rd_granule.set_state(State::Rd);
+        Ok(NONE)
+    }
+
+    /// RMI_REALM_ACTIVATE.
+    pub(crate) fn realm_activate(&self, rd: u64) -> Answer {
+        let _rd = self.granules.lock_named(rd, State::Rd)?;
+        let realm = self.realm(rd);
+        if realm.state() != RealmState::New {
+            return Err(Status::ErrorRealm(0).into());
+        }
+        realm.set_state(RealmState::Active);
+        Ok(NONE)
+    }
+
+    /// RMI_REALM_DESTROY.
+    pub(crate) fn realm_destroy(&self, rd: u64) -> Answer {
+        let rd_granule = self.granules.lock_named(rd, State::Rd)?;
+        if rd_granule.count() != 0 {
+            return Err(Status::ErrorRealm(0).into());
+        }
+        let realm = self.realm(rd);
+        let stage2 = realm.stage2();
+        let mut tables: [Option<Locked<'_>>; MAX_START_TABLES as usize] =
+            [const { None }; MAX_START_TABLES as usize];
+        let range = stage2.rtt_base..stage2.rtt_base + realm.tables() * GRANULE_SIZE;
+        for (slot, pa) in tables.iter_mut().zip(range.step_by(4096)) {
+            let table = self.lock_owned(pa, State::Rtt);
+            if table.count() != 0 {
+                return Err(Status::ErrorRealm(0).into());
+            }
+            *slot = Some(table);
+        }
+
+        self.platform.tlbi_vmid(stage2.vttbr, stage2.vtcr);
+        for table in tables.iter().flatten() {
+            self.wipe_to_delegated(table);
+        }
+        let vmid = realm.vmid();
+        self.wipe_to_delegated(&rd_granule);
+        self.vmids.release(vmid);
+        Ok(NONE)
+    }
+
+    /// RMI_REC_AUX_COUNT.
+    pub(crate) fn rec_aux_count(&self, rd: u64) -> Answer {
+        let _rd = self.granules.lock_named(rd, State::Rd)?;
+        Ok(one(REC_AUX_COUNT))
+    }
+
+    /// Copies a parameter granule from NS memory.
+    pub(crate) fn read_params<T: FromZeros + IntoBytes + zerocopy::FromBytes>(
+        &self,
+        pa: u64,
+    ) -> Result<T, Status> {
+        const { assert!(size_of::<T>() == 4096) };
+        if !self.granules.is_undelegated(pa) {
+            return Err(Status::ErrorInput);
+        }
+        let mut words = [0u64; 512];
+        self.platform.ns_read(pa, &mut words).map_err(|_| Status::ErrorInput)?;
+        T::read_from_bytes(words.as_bytes()).map_err(|_| Status::ErrorInput)
+    }
+}

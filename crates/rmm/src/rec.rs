@@ -1,0 +1,302 @@
+//! The REC object, and the commands that create and destroy one.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use cca_abi::rmi::{REC_RUNNABLE, RecParams, Ripas, Status};
+
+use crate::Rmm;
+use crate::answer::{Answer, NONE};
+use crate::config::{MAX_RECS_ORDER, field};
+use crate::context::{RecContext, word as ctx_word};
+use crate::granule::State;
+use crate::platform::{Page, Platform};
+use crate::realm::{REC_AUX_COUNT, RealmState};
+use crate::reset;
+
+/// Words of the REC granule.
+mod word {
+    pub(super) const OWNER: usize = 0;
+    pub(super) const AUX: usize = 1;
+    pub(super) const MPIDR: usize = 2;
+    pub(super) const RUNNABLE: usize = 3;
+    pub(super) const PSCI_PENDING: usize = 4;
+    pub(super) const HOST_CALL_PENDING: usize = 5;
+    pub(super) const HOST_CALL_ADDR: usize = 6;
+    pub(super) const RIPAS_PENDING: usize = 7;
+    pub(super) const RIPAS_BASE: usize = 8;
+    pub(super) const RIPAS_TOP: usize = 9;
+    pub(super) const RIPAS_VALUE: usize = 10;
+    pub(super) const RIPAS_DESTROYED: usize = 11;
+    pub(super) const ABORT: usize = 12;
+    pub(super) const ABORT_ESR: usize = 13;
+    pub(super) const ABORT_FAR: usize = 14;
+    pub(super) const TIMERS: usize = 15;
+    pub(super) const VSERROR: usize = 16;
+}
+
+/// A view of a REC granule. It is read and written under the REC's lock, or by the CPU that runs it.
+#[derive(Clone, Copy)]
+pub(crate) struct Rec<'a> {
+    page: &'a Page,
+}
+
+/// What the last exit left for the next entry to complete, as far as data aborts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LastAbort {
+    /// The last exit was no data abort at an unprotected IPA.
+    None,
+    /// It was one that the host cannot emulate.
+    Unprotected,
+    /// It was an emulatable one.
+    Emulatable,
+}
+
+/// The Realm's request to change RIPAS; all zero if there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RipasRequest {
+    pub(crate) base: u64,
+    pub(crate) top: u64,
+    pub(crate) value: Ripas,
+    pub(crate) change_destroyed: bool,
+}
+
+impl<'a> Rec<'a> {
+    pub(crate) fn new(page: &'a Page) -> Self {
+        Self { page }
+    }
+
+    fn get(&self, index: usize) -> u64 {
+        self.page[index].load(Relaxed)
+    }
+
+    fn set(&self, index: usize, value: u64) {
+        self.page[index].store(value, Relaxed);
+    }
+
+    /// Address of the RD.
+    pub(crate) fn owner(&self) -> u64 {
+        self.get(word::OWNER)
+    }
+
+    /// Address of the context granule.
+    pub(crate) fn aux(&self) -> u64 {
+        self.get(word::AUX)
+    }
+
+    /// `MPIDR_EL1` as the Realm reads it.
+    pub(crate) fn mpidr(&self) -> u64 {
+        self.get(word::MPIDR)
+    }
+
+    pub(crate) fn runnable(&self) -> bool {
+        self.get(word::RUNNABLE) != 0
+    }
+
+    pub(crate) fn set_runnable(&self, runnable: bool) {
+        self.set(word::RUNNABLE, u64::from(runnable));
+    }
+
+    /// The PSCI function that waits for RMI_PSCI_COMPLETE, or zero.
+    pub(crate) fn psci_pending(&self) -> u64 {
+        self.get(word::PSCI_PENDING)
+    }
+
+    pub(crate) fn set_psci_pending(&self, fid: u64) {
+        self.set(word::PSCI_PENDING, fid);
+    }
+
+    /// The IPA of the RsiHostCall that waits for the host's answer.
+    pub(crate) fn host_call(&self) -> Option<u64> {
+        (self.get(word::HOST_CALL_PENDING) != 0).then(|| self.get(word::HOST_CALL_ADDR))
+    }
+
+    pub(crate) fn set_host_call(&self, pending: Option<u64>) {
+        self.set(word::HOST_CALL_PENDING, u64::from(pending.is_some()));
+        self.set(word::HOST_CALL_ADDR, pending.unwrap_or(0));
+    }
+
+    /// Whether the last exit was RIPAS_CHANGE.
+    pub(crate) fn ripas_pending(&self) -> bool {
+        self.get(word::RIPAS_PENDING) != 0
+    }
+
+    pub(crate) fn ripas_request(&self) -> RipasRequest {
+        RipasRequest {
+            base: self.get(word::RIPAS_BASE),
+            top: self.get(word::RIPAS_TOP),
+            value: Ripas::try_from(self.get(word::RIPAS_VALUE)).unwrap_or(Ripas::Empty),
+            change_destroyed: self.get(word::RIPAS_DESTROYED) != 0,
+        }
+    }
+
+    pub(crate) fn set_ripas_request(&self, request: Option<RipasRequest>) {
+        self.set(word::RIPAS_PENDING, u64::from(request.is_some()));
+        let none = RipasRequest { base: 0, top: 0, value: Ripas::Empty, change_destroyed: false };
+        let request = request.unwrap_or(none);
+        self.set(word::RIPAS_BASE, request.base);
+        self.set(word::RIPAS_TOP, request.top);
+        self.set(word::RIPAS_VALUE, request.value as u64);
+        self.set(word::RIPAS_DESTROYED, u64::from(request.change_destroyed));
+    }
+
+    pub(crate) fn set_ripas_base(&self, base: u64) {
+        self.set(word::RIPAS_BASE, base);
+    }
+
+    pub(crate) fn last_abort(&self) -> LastAbort {
+        match self.get(word::ABORT) {
+            0 => LastAbort::None,
+            1 => LastAbort::Unprotected,
+            _ => LastAbort::Emulatable,
+        }
+    }
+
+    /// `ESR_EL2` and `FAR_EL2` of the last abort.
+    pub(crate) fn abort_syndrome(&self) -> (u64, u64) {
+        (self.get(word::ABORT_ESR), self.get(word::ABORT_FAR))
+    }
+
+    pub(crate) fn set_last_abort(&self, kind: LastAbort, esr: u64, far: u64) {
+        let code = match kind {
+            LastAbort::None => 0,
+            LastAbort::Unprotected => 1,
+            LastAbort::Emulatable => 2,
+        };
+        self.set(word::ABORT, code);
+        self.set(word::ABORT_ESR, esr);
+        self.set(word::ABORT_FAR, far);
+    }
+
+    /// The timer outputs that the host was told of at the last exit.
+    pub(crate) fn timers_reported(&self) -> u64 {
+        self.get(word::TIMERS)
+    }
+
+    pub(crate) fn set_timers_reported(&self, outputs: u64) {
+        self.set(word::TIMERS, outputs);
+    }
+
+    /// The syndrome of a virtual SError to be injected at the next entry.
+    pub(crate) fn take_vserror(&self) -> Option<u64> {
+        let pending = self.get(word::VSERROR);
+        self.set(word::VSERROR, 0);
+        (pending != 0).then_some(pending)
+    }
+
+    /// Remembers a virtual SError; `esr` has its EC, so it is never zero.
+    pub(crate) fn set_vserror(&self, esr: u64) {
+        self.set(word::VSERROR, esr);
+    }
+}
+
+/// RecIndex of an `RmiRecMpidr`.
+fn rec_index(mpidr: u64) -> u64 {
+    field(mpidr, 0, 4) | field(mpidr, 8, 24) << 4
+}
+
+/// The affinity that the Realm sees (MPIDR_EL1 layout) of an `RmiRecMpidr`.
+fn realm_mpidr(mpidr: u64) -> u64 {
+    field(mpidr, 0, 4) | field(mpidr, 8, 16) << 8 | field(mpidr, 24, 8) << 32 | 1 << 31
+}
+
+/// The affinity fields of an `MPIDR_EL1` value, as PSCI passes them.
+pub(crate) fn affinity(mpidr: u64) -> u64 {
+    mpidr & 0xFF_00FF_FF0F
+}
+
+/// The REC index of a PSCI target; `None` if bits outside the affinity fields are set.
+pub(crate) fn psci_target_index(target: u64) -> Option<u64> {
+    (target == affinity(target))
+        .then(|| field(target, 0, 4) | field(target, 8, 16) << 4 | field(target, 32, 8) << 20)
+}
+
+impl<P: Platform> Rmm<'_, P> {
+    /// A view of the REC at `rec`.
+    pub(crate) fn rec(&self, rec: u64) -> Rec<'_> {
+        Rec::new(self.platform.granule(rec))
+    }
+
+    /// The REC's execution context.
+    pub(crate) fn context(&self, rec: Rec<'_>) -> RecContext<'_> {
+        RecContext::new(self.platform.granule(rec.aux()))
+    }
+
+    /// RMI_REC_CREATE.
+    pub(crate) fn rec_create(&self, rd: u64, rec: u64, params_ptr: u64) -> Answer {
+        let params: RecParams = self.read_params(params_ptr)?;
+        if params.num_aux != REC_AUX_COUNT {
+            return Err(Status::ErrorInput.into());
+        }
+        let [rd, rec, aux] = self.granules.lock_all([
+            (rd, State::Rd),
+            (rec, State::Delegated),
+            (params.aux[0], State::Delegated),
+        ])?;
+        let realm = self.realm(rd.pa());
+        if realm.state() != RealmState::New || u64::from(rd.count()) >= (1 << MAX_RECS_ORDER) - 1 {
+            return Err(Status::ErrorRealm(0).into());
+        }
+        let index = realm.rec_index();
+        if rec_index(params.mpidr) != index {
+            return Err(Status::ErrorInput.into());
+        }
+
+        let runnable = params.flags & REC_RUNNABLE != 0;
+        let object = self.rec(rec.pa());
+        object.set(word::OWNER, rd.pa());
+        object.set(word::AUX, aux.pa());
+        object.set(word::MPIDR, realm_mpidr(params.mpidr));
+        object.set_runnable(runnable);
+
+        let ctx = self.context(object);
+        let stage2 = realm.stage2();
+        reset::context(&ctx);
+        ctx.set(ctx_word::VTCR_EL2, stage2.vtcr);
+        ctx.set(ctx_word::VTTBR_EL2, stage2.vttbr);
+        ctx.set(ctx_word::VMPIDR_EL2, object.mpidr());
+        ctx.set(ctx_word::PC, params.pc);
+        for (n, &value) in params.gprs.iter().enumerate() {
+            ctx.set_gpr(n, value);
+        }
+        if runnable {
+            realm.set_rim(&self.hasher(realm).rim_rec(&realm.rim(), &params));
+        }
+        realm.set_rec_index(index + 1);
+        rd.get(1);
+        aux.set_state(State::RecAux);
+        rec.set_state(State::Rec);
+        Ok(NONE)
+    }
+
+    /// RMI_REC_DESTROY.
+    pub(crate) fn rec_destroy(&self, rec: u64) -> Answer {
+        let rec = self.granules.lock_named(rec, State::Rec)?;
+        if rec.count() != 0 {
+            return Err(Status::ErrorRec.into());
+        }
+        let object = self.rec(rec.pa());
+        let owner = object.owner();
+        let aux = self.lock_owned(object.aux(), State::RecAux);
+        self.wipe_to_delegated(&aux);
+        self.wipe_to_delegated(&rec);
+        // Last: from here on the Realm may go away.
+        self.granules.put(owner);
+        Ok(NONE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rec_indices_follow_the_specifications_table() {
+        for (mpidr, index) in [(0u64, 0), (15, 15), (0x100, 16), (0x1_0000, 4096), (0x100_0000, 1 << 20)] {
+            assert_eq!(rec_index(mpidr), index);
+            let seen = realm_mpidr(mpidr);
+            assert_eq!(psci_target_index(affinity(seen)), Some(index));
+        }
+        assert_eq!(psci_target_index(1 << 31), None);
+        assert_eq!(psci_target_index(0x10), None);
+    }
+}

@@ -1,0 +1,161 @@
+//! Trapped system registers: ID registers, what the host emulates, debug registers; the rest is undefined.
+
+use cca_abi::rmi::ExitReason;
+
+use crate::Rmm;
+use crate::config::field;
+use crate::context::word;
+use crate::platform::{IdRegisters, Platform};
+use crate::realm::Realm;
+use crate::reset;
+use crate::run::{Flow, Run};
+
+/// A trapped access (ISS of exception class 0x18).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Access {
+    op0: u64,
+    op1: u64,
+    crn: u64,
+    crm: u64,
+    op2: u64,
+    rt: usize,
+    read: bool,
+}
+
+impl Access {
+    fn parse(esr: u64) -> Self {
+        Self {
+            op0: field(esr, 20, 2),
+            op1: field(esr, 14, 3),
+            crn: field(esr, 10, 4),
+            crm: field(esr, 1, 4),
+            op2: field(esr, 17, 3),
+            // Five bits.
+            rt: field(esr, 5, 5) as usize,
+            read: esr & 1 != 0,
+        }
+    }
+
+    /// ID_AA64* and the AArch32 and reserved registers around them.
+    fn is_id_register(&self) -> bool {
+        self.read && (self.op0, self.op1, self.crn) == (3, 0, 0) && self.crm >= 1
+    }
+
+    /// ICC_DIR_EL1, ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1: writes that the host completes.
+    fn is_forwarded(&self) -> bool {
+        !self.read
+            && (self.op0, self.op1, self.crn, self.crm) == (3, 0, 12, 11)
+            && matches!(self.op2, 1 | 5 | 6 | 7)
+    }
+
+    fn is_debug_register(&self) -> bool {
+        self.op0 == 2 && (self.op1 == 0 || self.op1 == 3)
+    }
+}
+
+impl<P: Platform> Rmm<'_, P> {
+    /// A trapped MSR, MRS or system instruction.
+    pub(crate) fn system_register(&self, run: &mut Run<'_>, esr: u64) -> Flow {
+        let access = Access::parse(esr);
+        if access.is_id_register() {
+            let value = id_register(&self.platform.facts().id, run.realm, access.crm, access.op2);
+            run.ctx.set_gpr(access.rt, value);
+            run.ctx.advance_pc();
+            return Flow::Resume;
+        }
+        if access.is_forwarded() {
+            run.exit.esr = esr;
+            run.exit.gprs[0] = run.ctx.gpr(access.rt);
+            run.ctx.advance_pc();
+            return run.leave(ExitReason::Sync);
+        }
+        if access.is_debug_register() && run.ctx.get(word::MDCR_EL2) & reset::MDCR_TDA != 0 {
+            // From now to the end of this entry the Realm has the real registers.
+            self.platform.debug_load(run.cpu, &run.ctx);
+            run.ctx.set(word::MDCR_EL2, reset::mdcr(false));
+            return Flow::Resume;
+        }
+        self.undefined(run)
+    }
+}
+
+/// Clears the four-bit fields at the given shifts.
+const fn without<const N: usize>(value: u64, shifts: [u32; N]) -> u64 {
+    let mut value = value;
+    let mut n = 0;
+    while n < N {
+        value &= !(0xF << shifts[n]);
+        n += 1;
+    }
+    value
+}
+
+/// What a Realm reads from the ID register at (3, 0, 0, `crm`, `op2`).
+///
+/// Hidden because the RMM does not switch or does not offer them: SVE, SME, MTE, AMU, MPAM, RME, NMI, GCS and later
+/// PFR1 fields, PMU, trace, profiling, branch records, nested virtualization, LS64. Registers that are not listed
+/// read as zero, which says "not implemented" throughout (ISAR2 and MMFR3 among them).
+fn id_register(id: &IdRegisters, realm: Realm<'_>, crm: u64, op2: u64) -> u64 {
+    match (crm, op2) {
+        // PFR0 without SVE, MPAM, AMU, RME.
+        (4, 0) => without(id.id_aa64pfr0, [32, 40, 44, 52]),
+        // PFR1 without MTE, MPAM_frac, SME, RNDR_trap, NMI, MTE_frac, GCS, THE, MTEX, DF2, PFAR.
+        (4, 1) => without(id.id_aa64pfr1, [8, 16, 24, 28, 36, 40, 44, 48, 52, 56, 60]),
+        (5, 0) => debug_features(id, realm),
+        (5, 1) => 0,
+        (5, 4) => id.id_aa64afr0,
+        (5, 5) => id.id_aa64afr1,
+        (6, 0) => id.id_aa64isar0,
+        // ISAR1 without LS64.
+        (6, 1) => without(id.id_aa64isar1, [60]),
+        (7, 0) => id.id_aa64mmfr0,
+        (7, 1) => id.id_aa64mmfr1,
+        // MMFR2 without NV.
+        (7, 2) => without(id.id_aa64mmfr2, [24]),
+        _ => 0,
+    }
+}
+
+/// DFR0: the debug architecture, with the Realm's numbers of breakpoints and watchpoints.
+fn debug_features(id: &IdRegisters, realm: Realm<'_>) -> u64 {
+    let (num_bps, num_wps) = realm.debug_resources();
+    let debug_version = field(id.id_aa64dfr0, 0, 4);
+    let double_lock = id.id_aa64dfr0 & 0xF << 36;
+    debug_version | num_bps << 12 | num_wps << 20 | double_lock
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_platform::new_page;
+
+    #[test]
+    fn accesses_are_decoded() {
+        // MSR ICC_SGI1R_EL1, X3
+        let esr = 0x18 << 26 | 3 << 20 | 5 << 17 | 12 << 10 | 3 << 5 | 11 << 1;
+        let access = Access::parse(esr);
+        assert!(access.is_forwarded() && !access.is_id_register());
+        assert_eq!(access.rt, 3);
+        // MRS X0, ID_AA64PFR0_EL1
+        assert!(Access::parse(0x18 << 26 | 3 << 20 | 4 << 1 | 1).is_id_register());
+        // A read of a write-only register is not forwarded.
+        assert!(!Access::parse(esr | 1).is_forwarded());
+    }
+
+    #[test]
+    fn features_that_are_not_switched_are_hidden() {
+        let page = new_page();
+        let realm = Realm::new(&page);
+        let all = IdRegisters {
+            id_aa64pfr0: u64::MAX,
+            id_aa64pfr1: u64::MAX,
+            id_aa64dfr0: u64::MAX,
+            ..IdRegisters::default()
+        };
+        assert_eq!(id_register(&all, realm, 4, 0), 0xFF0F_00F0_FFFF_FFFF);
+        assert_eq!(field(id_register(&all, realm, 4, 1), 24, 4), 0);
+        assert_eq!(field(id_register(&all, realm, 5, 0), 8, 4), 0, "no PMU");
+        assert_eq!(id_register(&all, realm, 6, 2), 0);
+        assert_eq!(id_register(&all, realm, 1, 0), 0);
+    }
+}
