@@ -35,6 +35,8 @@ pub(crate) struct PerCpu {
     pub(crate) fp_loaded: bool,
     /// The REC's debug registers are loaded.
     pub(crate) debug_loaded: bool,
+    /// The REC has not run since it was loaded.
+    pub(crate) fresh: bool,
 }
 
 /// Bytes of a slot that are mapped for [`PerCpu`].

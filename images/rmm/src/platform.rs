@@ -20,6 +20,8 @@ pub(crate) struct Machine {
 /// CNTHCTL_EL2.CNTVMASK and CNTPMASK.
 const CNTVMASK: u64 = 1 << 18;
 const CNTPMASK: u64 = 1 << 19;
+/// HCR_EL2.VSE: a virtual SError is pending. The CPU clears it when the REC takes the exception.
+const HCR_VSE: u64 = 1 << 8;
 /// INTIDs of the EL1 timers.
 const VIRTUAL_TIMER: u64 = 27;
 const PHYSICAL_TIMER: u64 = 30;
@@ -179,12 +181,18 @@ impl Platform for Machine {
     }
 
     fn rec_run(&self, _cpu: usize, ctx: &RecContext<'_>) -> RealmExit {
-        let cnthctl = ctx.get(word::CNTHCTL_EL2);
-        let newly_masked = cnthctl & !read_reg!("cnthctl_el2") & (CNTVMASK | CNTPMASK);
+        let (hcr, cnthctl) = (ctx.get(word::HCR_EL2), ctx.get(word::CNTHCTL_EL2));
+        let masks = cnthctl & (CNTVMASK | CNTPMASK);
+        // Until the REC has run, the GIC may still see the host's own timers.
+        let newly_masked = if core::mem::take(&mut percpu::this().fresh) {
+            masks
+        } else {
+            masks & !read_reg!("cnthctl_el2")
+        };
         // SAFETY: controls of the lower exception levels of the loaded REC. HCR_EL2 keeps E2H and leaves TGE
         // clear by the core's contract, thus R-EL2's own regime is unchanged.
         unsafe {
-            write_reg!("hcr_el2", ctx.get(word::HCR_EL2));
+            write_reg!("hcr_el2", hcr);
             write_reg!("cnthctl_el2", cnthctl);
             write_reg!("mdcr_el2", ctx.get(word::MDCR_EL2) | self.counters);
             write_reg!(vsesr_el2!(), ctx.get(word::VSESR_EL2));
@@ -195,6 +203,10 @@ impl Platform for Machine {
         loop {
             // SAFETY: the context is the loaded REC's granule; its PSTATE names EL0 or EL1.
             let kind = unsafe { rmm_guest_run(ctx.page().as_ptr()) };
+            if hcr & HCR_VSE != 0 && read_reg!("hcr_el2") & HCR_VSE == 0 {
+                // Delivered: the next run must not deliver it again.
+                ctx.set(word::HCR_EL2, hcr & !HCR_VSE);
+            }
             return match kind {
                 0 => {
                     let esr = read_reg!("esr_el2");

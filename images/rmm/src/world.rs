@@ -162,6 +162,7 @@ pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
     crate::gic::load(ctx);
     fp::rec_load(cpu, ctx);
     cpu.loaded = true;
+    cpu.fresh = true;
 }
 
 /// The REC's state away, the host's back.
