@@ -25,6 +25,10 @@ pub(crate) fn counter_hz() -> u64 {
     COUNTER_HZ.load(Relaxed)
 }
 
+/// `RMI_VERSION`'s answer. Module parameters are readable before the module has started and until after its end, so
+/// they must not look at the system object.
+static RMI_VERSION: AtomicU64 = AtomicU64::new(0);
+
 /// The one system object: written at module start before any file can be opened, taken at module end when none can
 /// be open any more, shared in between.
 struct TheSystem(UnsafeCell<Option<Arc<System<Linux>>>>);
@@ -67,7 +71,9 @@ extern "C" fn kvmr_init(facts: &Facts) -> i32 {
     }
     match System::probe(Linux, kvm_realm::SystemConfig::default()) {
         Ok(system) => {
-            let (major, minor) = split_version(rmi_version(&system));
+            let version = system.rmi_version();
+            RMI_VERSION.store(version, Relaxed);
+            let (major, minor) = (version >> 16, version & 0xFFFF);
             log(LOG_ALWAYS, format_args!("ready: RMI {major}.{minor}, /dev/kvm-realm"));
             // SAFETY: no file exists yet, so nobody reads.
             unsafe { *SYSTEM.0.get() = Some(system) };
@@ -140,20 +146,12 @@ unsafe extern "C" fn kvmr_vcpu_page(file: *mut c_void, index: u64) -> u64 {
     }
 }
 
-fn rmi_version(system: &System<Linux>) -> u64 {
-    system.rmi_version()
-}
-
-fn split_version(version: u64) -> (u64, u64) {
-    (version >> 16, version & 0xffff)
-}
-
 #[unsafe(no_mangle)]
 extern "C" fn kvmr_stat(which: u32) -> u64 {
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     match which {
         0 => kvm_realm::system::ABI_GENERATION,
-        1 => system().map_or(0, |s| rmi_version(s)),
+        1 => RMI_VERSION.load(Relaxed),
         2 => count(counters::DELEGATED.load(Relaxed)),
         3 => counters::REFUSED.load(Relaxed),
         4 => system().map_or(0, |s| s.live_vms()),
