@@ -1,0 +1,208 @@
+//! The command line: every command and flag of `realm`, and nothing else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs Linux VMs that the host cannot read (Arm CCA Realms) on stock Linux.
+#[derive(Parser, Debug)]
+#[command(
+    name = "realm",
+    version,
+    about = "Run Linux VMs that the host cannot read: Arm CCA Realms on stock Linux",
+    after_help = "Exit status: that of the command given with --exec; 125 when realm itself, or a layer below \
+                  the guest, failed.\nEverything that is fetched or built outside the checkout lies in \
+                  $XDG_CACHE_HOME/kvm-realm (default ~/.cache/kvm-realm)."
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a Linux Realm: an interactive shell, or one command
+    Run(RunArgs),
+    /// Boot the emulated CCA machine to a shell on the host, where `realm run` starts Realms
+    Lab(LabArgs),
+    /// Fetch and install what is missing (every command does this by itself)
+    Setup(SetupArgs),
+    /// Report each prerequisite with its version and, where it is missing, the remedy
+    Doctor(DoctorArgs),
+    /// Build firmware, module, initramfs images and the arm64 `realm`
+    Build(BuildArgs),
+    /// Run all tests
+    Test(TestArgs),
+    /// Count instructions and calls, and print the tables of docs/performance.md
+    Bench(BenchArgs),
+    /// Remove the run directories and, with --all, the whole cache
+    Clean(CleanArgs),
+    /// The lab's first program on the host kernel (started by the host initramfs)
+    #[command(hide = true)]
+    LabAgent,
+}
+
+/// What shapes a Realm, wherever it runs.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct RunArgs {
+    /// Run COMMAND with the guest's shell, print its output alone on stdout, exit with its status
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) exec: Option<String>,
+    /// The guest's kernel (arm64 Image, or a compressed form of it)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The guest's initramfs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Words to add to the guest kernel's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<String>,
+    /// The guest's memory in MiB
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory: Option<u64>,
+    /// The guest's CPUs
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Show every world's console on stderr
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Print how long each stage took
+    #[arg(long)]
+    pub(crate) timings: bool,
+    /// Write the stages and the result as JSON to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write stage events as JSON lines to this file descriptor
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) events_fd: Option<i32>,
+    /// With --exec: write the guest's console to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) console_log: Option<PathBuf>,
+    /// The emulated machine, where no /dev/kvm-realm exists
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+/// What shapes the emulated machine. Meaningless where `/dev/kvm-realm` is used directly.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Emulated machine")]
+pub(crate) struct MachineArgs {
+    /// The host's kernel [default: Debian's 6.12 cloud-arm64]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) host_kernel: Option<PathBuf>,
+    /// Words to add to the host kernel's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub(crate) host_cmdline: Option<String>,
+    /// The machine's CPUs [default: the guest's, at least 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) host_cpus: Option<u32>,
+    /// The machine's memory in MiB [default: the guest's and 768 more]
+    #[arg(long, value_name = "MIB")]
+    pub(crate) host_memory: Option<u64>,
+    /// The RMM's image [default: ours]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rmm: Option<PathBuf>,
+    /// The EL3 firmware's image [default: our monitor]; `none` boots the host kernel without EL3 and RMM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) firmware: Option<PathBuf>,
+    /// QEMU's accelerator, e.g. tcg,thread=multi
+    #[arg(long, value_name = "ACCEL")]
+    pub(crate) accel: Option<String>,
+    /// One more argument for QEMU (may be repeated)
+    #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) qemu_args: Vec<String>,
+    /// The QEMU to run [default: qemu-system-aarch64]
+    #[arg(long, value_name = "FILE", env = "REALM_QEMU")]
+    pub(crate) qemu: Option<PathBuf>,
+    /// Multiply every time limit by this (slow or busy machines)
+    #[arg(long, value_name = "FACTOR", env = "REALM_PATIENCE")]
+    pub(crate) patience: Option<f64>,
+}
+
+/// `realm lab`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct LabArgs {
+    /// Run COMMAND with the host's shell instead, print its output on stdout, exit with its status
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) exec: Option<String>,
+    /// Stop a command given with --exec after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) timeout: u64,
+    /// Do not load the kernel module
+    #[arg(long)]
+    pub(crate) no_module: bool,
+    /// Put FILE into the host's root directory (may be repeated)
+    #[arg(long = "file", value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The guest's kernel, as /guest/kernel on the host
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The guest's initramfs, as /guest/initrd on the host
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Show every world's console on stderr
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Print how long each stage took
+    #[arg(long)]
+    pub(crate) timings: bool,
+    /// The emulated machine
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+/// `realm setup`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct SetupArgs {
+    /// Ask the archive again which versions are the newest
+    #[arg(long)]
+    pub(crate) update: bool,
+}
+
+/// `realm doctor`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct DoctorArgs {
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `realm build`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct BuildArgs {
+    /// Build only this: monitor, rmm, payload, module, realm, initramfs (may be repeated)
+    #[arg(long, value_name = "PART")]
+    pub(crate) only: Vec<String>,
+}
+
+/// `realm test`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct TestArgs {
+    /// Leave out what needs QEMU
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Run only the tests whose name contains NAME (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) only: Vec<String>,
+    /// List the tests' names
+    #[arg(long)]
+    pub(crate) list: bool,
+}
+
+/// `realm bench`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct BenchArgs {
+    /// Print the results as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `realm clean`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct CleanArgs {
+    /// Also remove packages, libraries and images: the next command sets everything up again
+    #[arg(long)]
+    pub(crate) all: bool,
+}

@@ -1,0 +1,174 @@
+//! Builds everything that runs on the emulated machine: firmware, module, the arm64 `realm`.
+//!
+//! Cargo and make decide what is out of date; here is only which of their products goes where.
+
+pub(crate) mod initramfs;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::args::BuildArgs;
+use crate::command::{self, output};
+use crate::setup::Environment;
+use crate::setup::rust::{BARE, LINUX};
+use crate::ui;
+
+/// What can be built by itself.
+const PARTS: &[&str] = &["monitor", "rmm", "payload", "module", "realm", "initramfs"];
+
+/// Where the products lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Images {
+    /// The EL3 monitor.
+    pub(crate) monitor: PathBuf,
+    /// The RMM.
+    pub(crate) rmm: PathBuf,
+    /// The NS-EL2 test payload.
+    pub(crate) payload: PathBuf,
+    /// The module.
+    pub(crate) module: PathBuf,
+    /// The arm64 `realm`, static and stripped.
+    pub(crate) realm: PathBuf,
+    /// The guest's default initramfs.
+    pub(crate) guest_initrd: PathBuf,
+}
+
+/// Where products lie, built or not.
+pub(crate) fn images() -> Result<Images> {
+    let directory = crate::paths::target()?.join("realm-images");
+    Ok(Images {
+        monitor: directory.join("monitor.bin"),
+        rmm: directory.join("rmm.bin"),
+        payload: directory.join("payload.bin"),
+        module: directory.join("module/kvm_realm.ko"),
+        realm: directory.join("realm"),
+        guest_initrd: directory.join("guest-initrd.cpio"),
+    })
+}
+
+/// `realm build`.
+pub(crate) fn run(args: &BuildArgs) -> Result<u8> {
+    for part in &args.only {
+        if !PARTS.contains(&part.as_str()) {
+            bail!("there is no part {part}: one of {}", PARTS.join(", "));
+        }
+    }
+    let environment = crate::setup::ensure(None, false)?;
+    let parts: Vec<&str> =
+        if args.only.is_empty() { PARTS.to_vec() } else { args.only.iter().map(String::as_str).collect() };
+    let images = build(&environment, &parts)?;
+    for (part, path) in [
+        ("monitor", &images.monitor),
+        ("rmm", &images.rmm),
+        ("payload", &images.payload),
+        ("module", &images.module),
+        ("realm", &images.realm),
+        ("initramfs", &images.guest_initrd),
+    ] {
+        if parts.contains(&part) {
+            println!("{}", path.display());
+        }
+    }
+    Ok(0)
+}
+
+/// Builds all that a Realm on the emulated machine needs; the test payload is not among it.
+pub(crate) fn for_run(environment: &Environment) -> Result<Images> {
+    build(environment, &["monitor", "rmm", "module", "realm", "initramfs"])
+}
+
+/// Builds some parts.
+pub(crate) fn build(environment: &Environment, parts: &[&str]) -> Result<Images> {
+    let images = images()?;
+    std::fs::create_dir_all(images.monitor.parent().context("no place for images")?)?;
+    for &part in parts {
+        match part {
+            "monitor" => firmware(environment, "monitor-image", "the monitor", &images.monitor)?,
+            "rmm" => firmware(environment, "rmm-image", "the RMM", &images.rmm)?,
+            "payload" => firmware(environment, "payload-image", "the test payload", &images.payload)?,
+            "module" => module(environment, &images.module)?,
+            "realm" => realm(environment, &images.realm)?,
+            "initramfs" => initramfs::guest(environment, &images.guest_initrd)?,
+            other => bail!("there is no part {other}"),
+        }
+    }
+    Ok(images)
+}
+
+/// Says what is built: at once when it is the first time, afterwards only if it took a while.
+fn announced(what: &str, product: &Path, work: impl FnOnce(bool) -> Result<()>) -> Result<()> {
+    let first = !product.exists();
+    if first {
+        ui::say(&format!("building {what} ..."));
+    }
+    let start = Instant::now();
+    work(first).with_context(|| format!("cannot build {what}"))?;
+    if start.elapsed() > Duration::from_secs(2) {
+        ui::say(&format!("built {what} in {}", ui::seconds(start.elapsed())));
+    }
+    Ok(())
+}
+
+/// Runs cargo for a package; its progress is shown when there will be much of it.
+fn cargo(mut cargo: Command, package: &str, target: &str, show: bool) -> Result<()> {
+    cargo.current_dir(crate::paths::checkout()?).args([
+        "build",
+        "--release",
+        "-p",
+        package,
+        "--target",
+        target,
+    ]);
+    cargo.arg("--target-dir").arg(crate::paths::target()?);
+    if !(show && ui::fancy()) {
+        cargo.arg("--quiet");
+    }
+    command::loud(&mut cargo)
+}
+
+/// An image: compiled, then turned from ELF into the bytes that lie in memory.
+fn firmware(environment: &Environment, package: &str, what: &str, image: &Path) -> Result<()> {
+    announced(what, image, |first| {
+        cargo(environment.rust.cargo(&environment.rust.bare), package, BARE, first)?;
+        let elf = crate::paths::target()?.join(BARE).join("release").join(package);
+        output(Command::new("aarch64-linux-gnu-objcopy").args(["-O", "binary"]).arg(&elf).arg(image))?;
+        Ok(())
+    })
+}
+
+/// The module: the Rust side as a static library, then the kernel's own build.
+fn module(environment: &Environment, module: &Path) -> Result<()> {
+    announced("the kernel module", module, |first| {
+        cargo(environment.rust.cargo(&environment.rust.bare), "kvm-realm-glue", BARE, first)?;
+        let library = crate::paths::target()?.join(BARE).join("release/libkvm_realm_glue.a");
+        let out = module.parent().context("no place for the module")?;
+        std::fs::create_dir_all(out)?;
+        // One directory for each kernel: objects of another one must not be taken for ours.
+        let release = &environment.unpacked.host_release;
+        let work = out.join(release);
+        std::fs::create_dir_all(&work)?;
+        let mut make = Command::new("make");
+        make.arg("-C").arg(crate::paths::checkout()?.join("linux/kvm_realm"));
+        make.arg(format!("HEADERS={}", environment.unpacked.host_root.display()));
+        make.arg(format!("RUSTLIB={}", library.display()));
+        make.arg(format!("OUT={}", work.display()));
+        make.arg(format!("RELEASE={release}"));
+        make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
+        output(&mut make)?;
+        std::fs::copy(work.join("kvm_realm.ko"), module).context("make left no kvm_realm.ko")?;
+        Ok(())
+    })
+}
+
+/// This crate for arm64, without its symbols.
+fn realm(environment: &Environment, realm: &Path) -> Result<()> {
+    announced("realm for arm64", realm, |first| {
+        cargo(environment.rust.cargo(&environment.rust.linux), "realm", LINUX, first)?;
+        let binary = crate::paths::target()?.join(LINUX).join("release/realm");
+        output(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(realm).arg(&binary))?;
+        Ok(())
+    })
+}

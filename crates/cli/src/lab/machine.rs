@@ -1,0 +1,248 @@
+//! The emulated CCA machine: QEMU's command line, its consoles, its life and death.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::protocol::{Lines, port};
+
+/// QEMU's accelerator unless --accel says otherwise. Granule delegation and world switches invalidate TLBs, and
+/// with one thread per CPU every invalidation stops all of them.
+pub(crate) const DEFAULT_ACCEL: &str = "tcg,thread=single";
+
+/// Names of the files in a run directory.
+pub(crate) mod log {
+    /// UART0: host kernel, and the RMM's rare lines.
+    pub(crate) const HOST: &str = "uart0-host.log";
+    /// UART1: the monitor.
+    pub(crate) const EL3: &str = "uart1-el3.log";
+    /// The guest's console.
+    pub(crate) const GUEST: &str = "guest-console.log";
+    /// What QEMU says itself.
+    pub(crate) const QEMU: &str = "qemu.log";
+    /// What programs on the host print on standard error.
+    pub(crate) const PROGRAM: &str = "host-programs.log";
+    /// QEMU's command line, to repeat a run by hand.
+    pub(crate) const COMMAND: &str = "command";
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// QEMU itself.
+    pub(crate) qemu: PathBuf,
+    /// Monitor and RMM; without them the kernel starts at EL2 on a machine without Realms.
+    pub(crate) firmware: Option<(PathBuf, PathBuf)>,
+    /// The host kernel, or a payload in its place.
+    pub(crate) kernel: PathBuf,
+    /// The host's initramfs.
+    pub(crate) initrd: Option<PathBuf>,
+    /// The host kernel's command line.
+    pub(crate) cmdline: String,
+    /// CPUs.
+    pub(crate) cpus: u32,
+    /// MiB.
+    pub(crate) memory: u64,
+    /// QEMU's accelerator.
+    pub(crate) accel: String,
+    /// More arguments.
+    pub(crate) extra: Vec<String>,
+}
+
+/// A machine that runs.
+pub(crate) struct Machine {
+    child: Child,
+    /// The run directory.
+    pub(crate) directory: PathBuf,
+    /// The control port.
+    pub(crate) control: UnixStream,
+    /// The stdout port.
+    pub(crate) stdout: UnixStream,
+    /// The guest's console.
+    pub(crate) console: UnixStream,
+    /// The terminal hvc0.
+    pub(crate) terminal: UnixStream,
+    /// When QEMU was started.
+    pub(crate) started: Instant,
+}
+
+/// Starts a machine in a run directory.
+pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
+    let mut command = Command::new(&config.qemu);
+    let machine = if config.firmware.is_some() {
+        "virt,secure=on,virtualization=on,gic-version=3"
+    } else {
+        "virt,virtualization=on,gic-version=3"
+    };
+    let cpu = if config.firmware.is_some() { "max,x-rme=on" } else { "max" };
+    command.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-M",
+        machine,
+        "-cpu",
+        cpu,
+    ]);
+    command.args(["-smp", &config.cpus.to_string(), "-m", &format!("{}M", config.memory)]);
+    if !config.extra.iter().any(|argument| argument == "-icount") {
+        command.args(["-accel", &config.accel]);
+    }
+    command.args(["-monitor", "none", "-semihosting-config", "enable=on,target=native"]);
+    command.arg("-serial").arg(option("file:", &directory.join(log::HOST), ""));
+    command.arg("-serial").arg(option("file:", &directory.join(log::EL3), ""));
+    if let Some((monitor, rmm)) = &config.firmware {
+        command.arg("-bios").arg(monitor);
+        command.arg("-fw_cfg").arg(option("name=opt/kvm-realm/rmm,file=", rmm, ""));
+    }
+    command.arg("-kernel").arg(&config.kernel);
+    if let Some(initrd) = &config.initrd {
+        command.arg("-initrd").arg(initrd);
+    }
+    if !config.cmdline.is_empty() {
+        command.arg("-append").arg(&config.cmdline);
+    }
+    // Port 0 of the bus is reserved for the terminal; each port is one end of a socket pair, so that no path
+    // can be too long for a socket's address and nobody else can connect.
+    command.args(["-device", "virtio-serial-pci,id=ports,max_ports=8"]);
+    let (terminal, far_terminal) = pair()?;
+    let (control, far_control) = pair()?;
+    let (stdout, far_stdout) = pair()?;
+    let (console, far_console) = pair()?;
+    let ends = [
+        (&far_terminal, "terminal", None),
+        (&far_control, "control", Some(port::CONTROL)),
+        (&far_stdout, "stdout", Some(port::STDOUT)),
+        (&far_console, "console", Some(port::CONSOLE)),
+    ];
+    for (number, (end, id, name)) in ends.iter().enumerate() {
+        command.arg("-chardev").arg(format!("socket,id={id},fd={}", end.as_raw_fd()));
+        command.arg("-device").arg(match name {
+            None => format!("virtconsole,bus=ports.0,chardev={id},nr={number}"),
+            Some(name) => format!("virtserialport,bus=ports.0,chardev={id},name={name},nr={number}"),
+        });
+    }
+    command.args(&config.extra);
+
+    let inherited: Vec<RawFd> = ends.iter().map(|(end, ..)| end.as_raw_fd()).collect();
+    let parent = std::process::id();
+    // SAFETY: only async-signal-safe calls between fork and exec; the descriptors outlive spawn.
+    unsafe {
+        command.pre_exec(move || {
+            // QEMU never outlives us, however we end.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if u32::try_from(libc::getppid()) != Ok(parent) {
+                libc::_exit(1);
+            }
+            // The terminal's signals are for us; we decide what becomes of the machine.
+            libc::setpgid(0, 0);
+            for &descriptor in &inherited {
+                if libc::fcntl(descriptor, libc::F_SETFD, 0) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    let errors = File::create(directory.join(log::QEMU)).context("cannot write to the run directory")?;
+    let _ = File::create(directory.join(log::COMMAND))
+        .and_then(|mut file| writeln!(file, "{}", crate::command::shown(&command)));
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(errors.try_clone()?)
+        .stderr(errors)
+        .spawn()
+        .with_context(|| format!("cannot start {} (see `realm doctor`)", config.qemu.display()))?;
+    for socket in [&control, &stdout, &console, &terminal] {
+        socket.set_nonblocking(true)?;
+    }
+    Ok(Machine {
+        child,
+        directory: directory.to_owned(),
+        control,
+        stdout,
+        console,
+        terminal,
+        started: Instant::now(),
+    })
+}
+
+/// QEMU's options separate their parts with commas; a comma within one is doubled.
+fn option(prefix: &str, path: &Path, suffix: &str) -> String {
+    format!("{prefix}{}{suffix}", path.to_string_lossy().replace(',', ",,"))
+}
+
+fn pair() -> Result<(UnixStream, OwnedFd)> {
+    let (near, far) = UnixStream::pair().context("cannot make a socket pair")?;
+    Ok((near, far.into()))
+}
+
+impl Machine {
+    /// QEMU's exit status, once it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits for QEMU to end by itself, and makes it end after `patience`.
+    pub(crate) fn finish(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.kill();
+        None
+    }
+
+    /// Ends QEMU at once.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Follows a console's file while QEMU appends to it.
+pub(crate) struct Follow {
+    path: PathBuf,
+    file: Option<File>,
+    offset: u64,
+    lines: Lines,
+}
+
+impl Follow {
+    /// Follows `path` from its beginning; it need not exist yet.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, file: None, offset: 0, lines: Lines::default() }
+    }
+
+    /// The lines that were completed since the last call.
+    pub(crate) fn poll(&mut self) -> Vec<String> {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok();
+        }
+        let Some(file) = &mut self.file else { return Vec::new() };
+        let mut bytes = Vec::new();
+        if file.seek(SeekFrom::Start(self.offset)).is_err() || file.read_to_end(&mut bytes).is_err() {
+            return Vec::new();
+        }
+        self.offset += u64::try_from(bytes.len()).unwrap_or(0);
+        self.lines.push(&bytes)
+    }
+}

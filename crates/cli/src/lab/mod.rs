@@ -1,0 +1,228 @@
+//! The emulated CCA machine on the developer's machine: what to start, and how runs and shells use it.
+
+pub(crate) mod agent;
+pub(crate) mod cpio;
+pub(crate) mod machine;
+pub(crate) mod protocol;
+pub(crate) mod report;
+pub(crate) mod session;
+pub(crate) mod stages;
+pub(crate) mod terminal;
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::args::{LabArgs, MachineArgs, RunArgs};
+use crate::build::initramfs::{self, HostParts};
+use crate::build::{self, Images};
+use crate::setup::{self, Environment};
+use crate::ui;
+
+use machine::Config;
+use protocol::{Io, port};
+use session::{Job, Outcome};
+use stages::{Milestone, Timeline};
+
+/// The guest's memory in MiB unless --memory says otherwise.
+pub(crate) const GUEST_MEMORY: u64 = 512;
+/// What the host needs beside its guest's memory, in MiB.
+const HOST_MEMORY: u64 = 768;
+/// The host kernel's command line. A host that oopses ends at once: QEMU exits on the reset that follows.
+const HOST_CMDLINE: &str = "console=ttyAMA0 earlycon=pl011,0x9000000 rdinit=/init panic=-1 oops=panic";
+
+/// The word that boots without firmware.
+const NO_FIRMWARE: &str = "none";
+
+/// `realm run` where there is no `/dev/kvm-realm`.
+pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
+    let mut timeline = Timeline::new();
+    let environment = setup::ensure(args.machine.qemu.as_deref(), false)?;
+    timeline.mark("set-up");
+    let images = build::for_run(&environment)?;
+    let parts = host_parts(&environment, &images, &args.kernel, &args.initrd, &[]);
+    let initrd = initramfs::host(&environment, &parts)?;
+    timeline.mark("build");
+
+    let config = config(&environment, &images, &args.machine, args.cpus, args.memory, initrd);
+    let job = Job {
+        argv: Some(realm_argv(args)?),
+        io: if args.exec.is_some() { Io::Exec } else { Io::Console },
+        module: true,
+        events: true,
+        milestones: milestones(&config, true, true),
+        timeout: None,
+        patience: patience(&args.machine),
+        verbose: args.verbose,
+        progress: args.verbose || std::io::stderr().is_terminal(),
+        capture: false,
+    };
+    if args.exec.is_none() && std::io::stdin().is_terminal() {
+        ui::say("starting a Realm; Ctrl-A X or the guest's `poweroff` ends it");
+    }
+    let (outcome, directory) = execute(&config, &job, &mut timeline)?;
+    if args.timings {
+        eprint!("{}", timeline.table());
+    }
+    if let Some(path) = &args.json {
+        let report = serde_json::json!({
+            "status": outcome.status,
+            "stages": timeline.json(),
+            "notes": outcome.notes,
+            "run_directory": directory,
+        });
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(outcome.status)
+}
+
+/// `realm lab`.
+pub(crate) fn shell(args: &LabArgs) -> Result<u8> {
+    let mut timeline = Timeline::new();
+    let environment = setup::ensure(args.machine.qemu.as_deref(), false)?;
+    timeline.mark("set-up");
+    let firmware = !without_firmware(&args.machine);
+    let with_module = firmware && !args.no_module;
+    let mut wanted = vec!["realm", "initramfs"];
+    if firmware {
+        wanted.extend(["monitor", "rmm"]);
+    }
+    if with_module {
+        wanted.push("module");
+    }
+    let images = build::build(&environment, &wanted)?;
+    let mut parts = host_parts(&environment, &images, &args.kernel, &args.initrd, &args.files);
+    parts.module = parts.module.filter(|path| with_module || path.is_file());
+    let initrd = initramfs::host(&environment, &parts)?;
+    timeline.mark("build");
+
+    let config = config(&environment, &images, &args.machine, None, None, initrd);
+    let interactive = args.exec.is_none();
+    let job = Job {
+        argv: Some(match &args.exec {
+            Some(command) => vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()],
+            None => vec!["/bin/sh".to_owned(), "-l".to_owned()],
+        }),
+        io: if interactive { Io::Terminal } else { Io::Exec },
+        module: with_module,
+        events: false,
+        milestones: milestones(&config, with_module, false),
+        timeout: (!interactive).then(|| Duration::from_secs(args.timeout)),
+        patience: patience(&args.machine),
+        verbose: args.verbose,
+        progress: args.verbose || std::io::stderr().is_terminal(),
+        capture: false,
+    };
+    if interactive {
+        ui::say("booting to a shell on the host; `exit` or Ctrl-] ends it, `realm run` starts a Realm");
+    }
+    let (outcome, _) = execute(&config, &job, &mut timeline)?;
+    if args.timings {
+        eprint!("{}", timeline.table());
+    }
+    Ok(outcome.status)
+}
+
+/// Runs a job on a new machine; gives the run directory as well.
+pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Result<(Outcome, PathBuf)> {
+    let directory = crate::paths::new_run()?;
+    let machine = machine::start(config, &directory)?;
+    timeline.mark("QEMU start");
+    let outcome = session::run(machine, job, timeline)?;
+    Ok((outcome, directory))
+}
+
+/// The words of `realm run` on the host, for a `realm run` here.
+fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
+    let mut argv: Vec<String> = ["/realm", "run"].map(str::to_owned).to_vec();
+    let mut add = |flag: &str, value: Option<String>| {
+        if let Some(value) = value {
+            argv.extend([flag.to_owned(), value]);
+        }
+    };
+    add("--exec", args.exec.clone());
+    add("--cmdline", args.cmdline.clone());
+    add("--memory", Some(args.memory.unwrap_or(GUEST_MEMORY).to_string()));
+    add("--cpus", Some(args.cpus.unwrap_or(1).to_string()));
+    if args.exec.is_some() {
+        add("--console-log", Some(format!("/dev/virtio-ports/{}", port::CONSOLE)));
+    }
+    if args.verbose {
+        argv.push("--verbose".to_owned());
+    }
+    Ok(argv)
+}
+
+/// What the host's initramfs holds for a run: defaults unless kernel and initramfs are given.
+pub(crate) fn host_parts(
+    environment: &Environment,
+    images: &Images,
+    kernel: &Option<PathBuf>,
+    initrd: &Option<PathBuf>,
+    files: &[PathBuf],
+) -> HostParts {
+    HostParts {
+        realm: Some(images.realm.clone()),
+        module: Some(images.module.clone()),
+        kernel: Some(kernel.clone().unwrap_or_else(|| environment.unpacked.guest_kernel.clone())),
+        initrd: Some(initrd.clone().unwrap_or_else(|| images.guest_initrd.clone())),
+        files: files.to_vec(),
+    }
+}
+
+/// Turns flags and defaults into a machine.
+pub(crate) fn config(
+    environment: &Environment,
+    images: &Images,
+    args: &MachineArgs,
+    guest_cpus: Option<u32>,
+    guest_memory: Option<u64>,
+    initrd: PathBuf,
+) -> Config {
+    let mut cmdline = HOST_CMDLINE.to_owned();
+    if let Some(more) = &args.host_cmdline {
+        cmdline.push(' ');
+        cmdline.push_str(more);
+    }
+    let or = |given: &Option<PathBuf>, default: &Path| given.clone().unwrap_or_else(|| default.to_owned());
+    Config {
+        qemu: environment.qemu.clone(),
+        firmware: (!without_firmware(args))
+            .then(|| (or(&args.firmware, &images.monitor), or(&args.rmm, &images.rmm))),
+        kernel: or(&args.host_kernel, &environment.unpacked.host_kernel),
+        initrd: Some(initrd),
+        cmdline,
+        cpus: args.host_cpus.unwrap_or_else(|| guest_cpus.unwrap_or(1).clamp(1, 8)),
+        memory: args.host_memory.unwrap_or(guest_memory.unwrap_or(GUEST_MEMORY) + HOST_MEMORY),
+        accel: args.accel.clone().unwrap_or_else(|| machine::DEFAULT_ACCEL.to_owned()),
+        extra: args.qemu_args.clone(),
+    }
+}
+
+/// The stages to wait for.
+pub(crate) fn milestones(config: &Config, module: bool, realm: bool) -> Vec<Milestone> {
+    let mut list = Vec::new();
+    if config.firmware.is_some() {
+        list.extend_from_slice(stages::FIRMWARE);
+    }
+    list.extend_from_slice(stages::HOST);
+    if module {
+        list.extend_from_slice(stages::MODULE);
+    }
+    if realm {
+        list.extend_from_slice(stages::REALM);
+    }
+    list
+}
+
+/// The factor for time limits.
+pub(crate) fn patience(args: &MachineArgs) -> f64 {
+    args.patience.filter(|factor| factor.is_finite() && *factor > 0.0).unwrap_or(1.0)
+}
+
+fn without_firmware(args: &MachineArgs) -> bool {
+    args.firmware.as_deref() == Some(Path::new(NO_FIRMWARE))
+}
