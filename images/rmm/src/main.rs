@@ -130,7 +130,9 @@ fn prepare(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(u64, entry
     tables.map(image.start, image.start, image.text_end - image.start, mmu::TEXT).map_err(no_memory)?;
     let constants = image.rodata_end - image.text_end;
     tables.map(image.text_end, image.text_end, constants, mmu::CONSTANTS).map_err(no_memory)?;
-    tables.map(image.rodata_end, image.rodata_end, image.end - image.rodata_end, mmu::DATA).map_err(no_memory)?;
+    tables
+        .map(image.rodata_end, image.rodata_end, image.end - image.rodata_end, mmu::DATA)
+        .map_err(no_memory)?;
     tables.map(shared, shared, 4096, mmu::DATA).map_err(no_memory)?;
     if machine.console != 0 {
         tables.map(machine.console, machine.console, 4096, mmu::DEVICE).map_err(no_memory)?;
@@ -165,7 +167,12 @@ fn prepare(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(u64, entry
 
 /// Maps both views of a bank, without the RMM's own carve-out and EL3's shared page: an EL3 that counts them as
 /// DRAM must not make us see our own text writable.
-fn map_bank(tables: &mut Tables<'_>, bank: &MemoryBank, own: (u64, u64), shared: u64) -> Result<(), NoMemory> {
+fn map_bank(
+    tables: &mut Tables<'_>,
+    bank: &MemoryBank,
+    own: (u64, u64),
+    shared: u64,
+) -> Result<(), NoMemory> {
     let mut holes = [own, (shared, shared + 4096)];
     holes.sort_unstable();
     let (mut at, end) = (bank.base, bank.base + bank.size);

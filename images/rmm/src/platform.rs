@@ -3,7 +3,7 @@
 use crate::layout::NS_ALIAS;
 use crate::percpu;
 use crate::regs::isb;
-use crate::vectors::{rmm_guest_run, rmm_ns_copy};
+use crate::vectors::{rmm_guest_run, rmm_ns_copy, rmm_zero};
 use crate::{console, debug, el3, fatal, fp, hash, world};
 use cca_abi::rmm_el3::fid;
 use core::arch::asm;
@@ -47,7 +47,10 @@ impl Machine {
             id_aa64mmfr1: read_reg!("id_aa64mmfr1_el1"),
             id_aa64mmfr2: read_reg!(id_aa64mmfr2_el1!()),
         };
-        Self { facts: Facts { id, ich_vtr: read_reg!(ich_vtr_el2!()), num_cpus }, counters: world::counters() }
+        Self {
+            facts: Facts { id, ich_vtr: read_reg!(ich_vtr_el2!()), num_cpus },
+            counters: world::counters(),
+        }
     }
 }
 
@@ -98,35 +101,29 @@ impl Platform for Machine {
     }
 
     fn zero(&self, pa: u64) {
-        // SAFETY: the granule is the core's (see `granule`). DC ZVA is permitted: the blocks are 64 bytes or
-        // more on every CPU that has it enabled at EL2, where nothing can prohibit it.
-        unsafe {
-            let dczid = read_reg!("dczid_el0");
-            let block = 4 << (dczid & 0xF);
-            let mut at = pa;
-            while at < pa + 4096 {
-                asm!("dc zva, {}", in(reg) at, options(nostack, preserves_flags));
-                at += block;
-            }
-        }
+        // SAFETY: the granule is the core's (see `granule`).
+        unsafe { rmm_zero(pa, world::features().mops) };
     }
 
     fn ns_read(&self, pa: u64, buf: &mut [u64]) -> Result<(), NsFault> {
+        let mops = world::features().mops;
         // SAFETY: the source is host memory, which may fault and may change but is nobody's object; the routine
         // survives the fault. The destination is `buf`.
-        let fault = unsafe { rmm_ns_copy(buf.as_mut_ptr() as u64, pa + NS_ALIAS, buf.len() as u64) };
+        let fault = unsafe { rmm_ns_copy(buf.as_mut_ptr() as u64, pa + NS_ALIAS, buf.len() as u64, mops) };
         if fault == 0 { Ok(()) } else { Err(NsFault) }
     }
 
     fn ns_write(&self, pa: u64, words: &[u64]) -> Result<(), NsFault> {
+        let mops = world::features().mops;
         // SAFETY: as in `ns_read`, the other way round.
-        let fault = unsafe { rmm_ns_copy(pa + NS_ALIAS, words.as_ptr() as u64, words.len() as u64) };
+        let fault = unsafe { rmm_ns_copy(pa + NS_ALIAS, words.as_ptr() as u64, words.len() as u64, mops) };
         if fault == 0 { Ok(()) } else { Err(NsFault) }
     }
 
     fn ns_copy_granule(&self, src: u64, dst: u64) -> Result<(), NsFault> {
+        let mops = world::features().mops;
         // SAFETY: as in `ns_read`; `dst` is a granule of the core's.
-        let fault = unsafe { rmm_ns_copy(dst, src + NS_ALIAS, GRANULE_WORDS) };
+        let fault = unsafe { rmm_ns_copy(dst, src + NS_ALIAS, GRANULE_WORDS, mops) };
         if fault == 0 { Ok(()) } else { Err(NsFault) }
     }
 

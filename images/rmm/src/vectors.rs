@@ -14,14 +14,18 @@ unsafe extern "C" {
     /// stores them back, and returns which vector it was: 0 synchronous, 1 IRQ, 2 FIQ, 3 SError.
     pub(crate) fn rmm_guest_run(ctx: *const AtomicU64) -> u64;
 
-    /// Copies `words` 64-bit words (a multiple of eight is fastest); 0 if done, 1 if an NS access faulted.
-    pub(crate) fn rmm_ns_copy(dst: u64, src: u64, words: u64) -> u64;
+    /// Copies `words` 64-bit words; 0 if done, 1 if an NS access faulted. `mops`: FEAT_MOPS is there.
+    pub(crate) fn rmm_ns_copy(dst: u64, src: u64, words: u64, mops: bool) -> u64;
+
+    /// Zeroes a granule. `mops`: as above.
+    pub(crate) fn rmm_zero(granule: u64, mops: bool);
 }
 
 const _: () = assert!(word::GPRS == 0 && word::PC == 31 && word::PSTATE == 32);
 
 global_asm!(
     r#"
+    .arch_extension mops
     .macro vector_fatal kind
     .balign 0x80
         mov     x0, #\kind
@@ -105,7 +109,14 @@ global_asm!(
     .balign 16
     .global rmm_ns_copy
     rmm_ns_copy:
-        subs    x2, x2, #8
+        tbz     w3, #0, 5f
+        lsl     x2, x2, #3
+        cpyfp   [x0]!, [x1]!, x2!
+        cpyfm   [x0]!, [x1]!, x2!
+        cpyfe   [x0]!, [x1]!, x2!
+        mov     x0, #0
+        ret
+    5:  subs    x2, x2, #8
         b.lo    2f
     1:  ldp     x3, x4, [x1]
         ldp     x5, x6, [x1, #16]
@@ -130,6 +141,29 @@ global_asm!(
     .Lns_copy_end:
     .Lns_fault:
         mov     x0, #1
+        ret
+
+    // DC ZVA cannot be prohibited at EL2; its block is at most 2 KiB.
+    .balign 16
+    .global rmm_zero
+    rmm_zero:
+        mov     x2, #4096
+        tbz     w1, #0, 1f
+        setp    [x0]!, x2!, xzr
+        setm    [x0]!, x2!, xzr
+        sete    [x0]!, x2!, xzr
+        ret
+    1:  mrs     x3, dczid_el0
+        and     x3, x3, #0xf
+        mov     x4, #4
+        lsl     x4, x4, x3
+        add     x2, x0, x2
+    2:  dc      zva, x0
+        add     x0, x0, x4
+        dc      zva, x0
+        add     x0, x0, x4
+        cmp     x0, x2
+        b.lo    2b
         ret
 
     .balign 16

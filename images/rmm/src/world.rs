@@ -14,6 +14,8 @@ use rmm::context::{RecContext, word};
 pub(crate) struct Features {
     /// FEAT_SHA256.
     pub(crate) sha256: bool,
+    /// FEAT_MOPS.
+    pub(crate) mops: bool,
     /// FEAT_SVE.
     pub(crate) sve: bool,
     /// FEAT_SME.
@@ -21,13 +23,19 @@ pub(crate) struct Features {
 }
 
 static SHA256: AtomicBool = AtomicBool::new(false);
+static MOPS: AtomicBool = AtomicBool::new(false);
 static SVE: AtomicBool = AtomicBool::new(false);
 static SME: AtomicBool = AtomicBool::new(false);
 
 /// What [`init_features`] found.
 #[inline]
 pub(crate) fn features() -> Features {
-    Features { sha256: SHA256.load(Relaxed), sve: SVE.load(Relaxed), sme: SME.load(Relaxed) }
+    Features {
+        sha256: SHA256.load(Relaxed),
+        mops: MOPS.load(Relaxed),
+        sve: SVE.load(Relaxed),
+        sme: SME.load(Relaxed),
+    }
 }
 
 /// Looks at the ID registers, once.
@@ -35,6 +43,7 @@ pub(crate) fn init_features() {
     let (pfr0, pfr1, isar0) =
         (read_reg!("id_aa64pfr0_el1"), read_reg!("id_aa64pfr1_el1"), read_reg!("id_aa64isar0_el1"));
     SHA256.store(field(isar0, 12) >= 1, Relaxed);
+    MOPS.store(field(read_reg!(id_aa64isar2_el1!()), 16) != 0, Relaxed);
     SVE.store(field(pfr0, 32) != 0, Relaxed);
     SME.store(field(pfr1, 24) != 0, Relaxed);
 }
