@@ -111,7 +111,11 @@ pub trait Kernel: Clone + Send + Sync + 'static {
     /// # Errors
     /// `EFAULT` and others when not even the first page could be pinned.
     fn pin_user_pages(
-        &self, address: u64, count: usize, purpose: PinPurpose, pages: &mut Vec<Self::UserPage>,
+        &self,
+        address: u64,
+        count: usize,
+        purpose: PinPurpose,
+        pages: &mut Vec<Self::UserPage>,
     ) -> Result<usize>;
 
     /// Makes a file descriptor, close-on-exec, of the calling process. `name` is what `/proc/self/fd` shows.
@@ -241,7 +245,10 @@ pub type SpinLock<K, T> = lock_api::Mutex<<K as Kernel>::RawSpinLock, T>;
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn read_user<K: Kernel, T: zerocopy::FromBytes + zerocopy::IntoBytes>(kernel: &K, from: u64) -> Result<T> {
+pub fn read_user<K: Kernel, T: zerocopy::FromBytes + zerocopy::IntoBytes>(
+    kernel: &K,
+    from: u64,
+) -> Result<T> {
     let mut value = T::new_zeroed();
     kernel.copy_from_user(from, value.as_mut_bytes())?;
     Ok(value)
@@ -251,7 +258,11 @@ pub fn read_user<K: Kernel, T: zerocopy::FromBytes + zerocopy::IntoBytes>(kernel
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn write_user<K: Kernel, T: zerocopy::IntoBytes + zerocopy::Immutable>(kernel: &K, to: u64, value: &T) -> Result<()> {
+pub fn write_user<K: Kernel, T: zerocopy::IntoBytes + zerocopy::Immutable>(
+    kernel: &K,
+    to: u64,
+    value: &T,
+) -> Result<()> {
     kernel.copy_to_user(to, value.as_bytes())
 }
 

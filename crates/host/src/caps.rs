@@ -1,0 +1,60 @@
+//! `KVM_CHECK_EXTENSION`.
+
+use cca_abi::kvm::{self, cap};
+
+use crate::kernel::Kernel;
+use crate::slots::MAX_SLOTS;
+use crate::system::System;
+use crate::vm::Vm;
+
+const ID_AA64ISAR1_EL1: u16 = 0xC031;
+const ID_AA64ISAR2_EL1: u16 = 0xC032;
+
+/// Whether the CPUs authenticate pointers: any of APA, API with any of GPA, GPI; or APA3 with GPA3.
+pub(crate) fn has_pointer_authentication<K: Kernel>(kernel: &K) -> bool {
+    let (isar1, isar2) = (kernel.id_register(ID_AA64ISAR1_EL1), kernel.id_register(ID_AA64ISAR2_EL1));
+    (isar1 & 0xFF0 != 0 && isar1 & 0xFF00_0000 != 0) || (isar2 & 0xF000 != 0 && isar2 & 0xF00 != 0)
+}
+
+/// The value of a capability; the same on the device node and on a VM, except where it depends on what the VM has.
+/// Unknown ones are 0: everything that a Realm cannot have (dirty logging, migration, debugging, steal time, PMU and
+/// SVE as of now) is simply not listed.
+pub fn check<K: Kernel>(system: &System<K>, vm: Option<&Vm<K>>, number: u64) -> i64 {
+    let Ok(number) = u32::try_from(number) else { return 0 };
+    if number == system.generation().cap_arm_rme {
+        return 1;
+    }
+    let _ = vm;
+    match number {
+        cap::IRQCHIP
+        | cap::USER_MEMORY
+        | cap::MP_STATE
+        | cap::SYNC_MMU
+        | cap::DESTROY_MEMORY_REGION_WORKS
+        | cap::JOIN_MEMORY_REGIONS_WORKS
+        | cap::INTERNAL_ERROR_DATA
+        | cap::VCPU_EVENTS
+        | cap::ENABLE_CAP_VM
+        | cap::ONE_REG
+        | cap::ARM_PSCI
+        | cap::ARM_PSCI_0_2
+        | cap::DEVICE_CTRL
+        | cap::CHECK_EXTENSION_VM
+        | cap::VCPU_ATTRIBUTES
+        | cap::IMMEDIATE_EXIT
+        | cap::ARM_IRQ_LINE_LAYOUT_2
+        | cap::ARM_INJECT_EXT_DABT
+        | cap::USER_MEMORY2
+        | cap::MEMORY_FAULT_INFO
+        | cap::GUEST_MEMFD => 1,
+        cap::MEMORY_ATTRIBUTES => i64::try_from(kvm::MEMORY_ATTRIBUTE_PRIVATE).unwrap_or(0),
+        cap::NR_VCPUS => i64::from(system.kernel().online_cpus().min(system.max_vcpus())),
+        cap::MAX_VCPUS | cap::MAX_VCPU_ID => i64::from(system.max_vcpus()),
+        cap::NR_MEMSLOTS => i64::from(MAX_SLOTS),
+        cap::ARM_VM_IPA_SIZE => i64::from(system.ipa_limit()),
+        cap::ARM_PTRAUTH_ADDRESS | cap::ARM_PTRAUTH_GENERIC => {
+            i64::from(has_pointer_authentication(system.kernel()))
+        }
+        _ => 0,
+    }
+}

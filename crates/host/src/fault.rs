@@ -1,0 +1,183 @@
+//! Faults of a running Realm, RIPAS changes it asks for: giving memory to it.
+
+use alloc::vec::Vec;
+
+use cca_abi::rmi::{Ripas, rtt_entry_state};
+
+use crate::errno::{Errno, Result};
+use crate::gmem::{GmemPage, take_for_realm};
+use crate::kernel::{Kernel, PAGE_SIZE, PinPurpose, UserPage, reserve};
+use crate::memory::Face;
+use crate::rtt::PAGE_LEVEL;
+use crate::vm::Vm;
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The Realm can go on.
+    Resolved,
+    /// The VMM must decide: the guest address is not what the Realm takes it for.
+    ToUser,
+    /// No memory slot there.
+    NoSlot,
+}
+
+/// What became of a request to change RIPAS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RipasChange {
+    /// Done up to here.
+    Changed(u64),
+    /// The request was refused.
+    Rejected,
+}
+
+/// Stage 2 descriptor of a shared page: MemAttr 0b110 (write-back, forced), read and write.
+const SHARED_ATTRIBUTES: u64 = 6 << 2 | 3 << 6;
+
+impl<K: Kernel> Vm<K> {
+    /// The Realm touched the protected address `gpa` and there is nothing.
+    pub(crate) fn private_fault(&self, gpa: u64) -> Result<Fault> {
+        let ipa = gpa & !(PAGE_SIZE - 1);
+        let mut guard = self.memory.lock();
+        let memory = &mut *guard;
+        let Some(slot) = memory.slots.find(ipa) else { return Ok(Fault::NoSlot) };
+        if !memory.private.contains(ipa) {
+            return Ok(Fault::ToUser);
+        }
+        let Some((gmem, offset)) = &slot.gmem else { return Ok(Fault::ToUser) };
+        let rtt = memory.rtt.as_mut().ok_or(Errno::EIO)?;
+        let index = offset / PAGE_SIZE + slot.page_of(ipa);
+        let mut pages = gmem.pages.lock();
+        let page = match take_for_realm(&self.kernel, &mut pages, index) {
+            Ok(page) => page,
+            Err(Errno::EEXIST) => {
+                // Another vCPU was faster, or the page is there but the Realm may not use it: then a retry would
+                // fault for ever.
+                let entry = rtt.read_entry(&self.rmi, ipa)?;
+                let usable =
+                    entry.state == rtt_entry_state::ASSIGNED && entry.ripas == u64::from(Ripas::Ram as u8);
+                return Ok(if usable { Fault::Resolved } else { Fault::ToUser });
+            }
+            Err(Errno::EHWPOISON) => return Ok(Fault::ToUser),
+            Err(errno) => return Err(errno),
+        };
+        let granule = self.rmi.delegate(page).map_err(|error| {
+            self.rmi.log("delegate a page of private memory", error);
+            Errno::from(error)
+        })?;
+        let created =
+            rtt.with_page_table(&self.rmi, ipa, |rmi, rd| rmi.data_create_unknown(rd, granule.pa(), ipa));
+        match created {
+            Ok(Ok(())) => {
+                drop(pages.insert(index, GmemPage::Delegated(granule)));
+                Ok(Fault::Resolved)
+            }
+            failed => {
+                if self.rmi.undelegate(granule).is_none() {
+                    drop(pages.insert(index, GmemPage::Leaked));
+                }
+                Err(match failed {
+                    Ok(Err(error)) => {
+                        self.rmi.log("give the Realm a page", error);
+                        error.into()
+                    }
+                    Err(errno) => errno,
+                    Ok(Ok(())) => Errno::EIO,
+                })
+            }
+        }
+    }
+
+    /// The Realm touched the shared alias of `gpa` and there is nothing.
+    pub(crate) fn shared_fault(&self, gpa: u64) -> Result<Fault> {
+        let page_address = gpa & !(PAGE_SIZE - 1);
+        let mut pins = Vec::new();
+        reserve(&mut pins, 1)?;
+        // Whoever changes slots and attributes all the time only makes this vCPU fault again.
+        for _ in 0..16 {
+            let (user_address, generation) = {
+                let memory = self.memory.lock();
+                let Some(slot) = memory.slots.find(page_address) else { return Ok(Fault::NoSlot) };
+                if slot.gmem.is_some() && memory.private.contains(page_address) {
+                    return Ok(Fault::ToUser);
+                }
+                (slot.user_address + (page_address - slot.base), memory.generation)
+            };
+            // Without the lock: it may wait for user space for ever.
+            if pins.is_empty() {
+                self.kernel.pin_user_pages(user_address, 1, PinPurpose::Shared, &mut pins)?;
+            }
+            let mut guard = self.memory.lock();
+            let memory = &mut *guard;
+            if memory.generation != generation {
+                drop(guard);
+                pins.clear();
+                self.kernel.cond_resched();
+                continue;
+            }
+            let slot = memory.slots.find_mut(page_address).ok_or(Errno::EIO)?;
+            let rtt = memory.rtt.as_mut().ok_or(Errno::EIO)?;
+            let index = slot.page_of(page_address);
+            slot.shared.prepare(index)?;
+            if slot.shared.get(index).is_some() {
+                // Another vCPU was faster, or the Realm faults on a page that it has: then a retry would fault for
+                // ever.
+                let entry = rtt.read_entry(&self.rmi, page_address | rtt.geometry().shared_bit())?;
+                return if entry.level == PAGE_LEVEL && entry.state == rtt_entry_state::ASSIGNED {
+                    Ok(Fault::Resolved)
+                } else {
+                    Err(Errno::EIO)
+                };
+            }
+            let Some(pin) = pins.pop() else { return Err(Errno::EFAULT) };
+            let ipa = page_address | rtt.geometry().shared_bit();
+            let desc = pin.pa() | SHARED_ATTRIBUTES;
+            rtt.with_page_table(&self.rmi, ipa, |rmi, rd| {
+                rmi.rtt_map_unprotected(rd, ipa, PAGE_LEVEL, desc)
+            })?
+            .map_err(|error| {
+                self.rmi.log("share a page", error);
+                Errno::from(error)
+            })?;
+            drop(slot.shared.insert(index, pin));
+            self.rmi.each_stats(|stats| stats.count_pinned(1));
+            return Ok(Fault::Resolved);
+        }
+        Ok(Fault::Resolved)
+    }
+
+    /// The Realm asks for `[base, top)` to become `ripas`. Part of it may be done: the Realm asks again for the rest.
+    /// RAM is granted only where a slot can back it.
+    pub(crate) fn change_ripas(&self, rec: u64, base: u64, top: u64, ripas: Ripas) -> Result<RipasChange> {
+        let mut guard = self.memory.lock();
+        let memory = &mut *guard;
+        let rtt = memory.rtt.as_mut().ok_or(Errno::EIO)?;
+        let aligned = base % PAGE_SIZE == 0 && top % PAGE_SIZE == 0;
+        if !aligned || base >= top || top > rtt.geometry().protected_end() {
+            return Err(Errno::EIO);
+        }
+        let limit = match memory.slots.find(base) {
+            Some(slot) if slot.gmem.is_some() => slot.end(),
+            slot => {
+                if ripas == Ripas::Ram {
+                    return Ok(RipasChange::Rejected);
+                }
+                match slot {
+                    Some(slot) => slot.end(),
+                    None => memory.slots.next_start(base).unwrap_or(top),
+                }
+            }
+        };
+        let top = top.min(limit);
+        let reached =
+            rtt.for_range(&self.rmi, base, top, |rmi, rd, base, top| rmi.rtt_set_ripas(rd, rec, base, top))?;
+        if ripas == Ripas::Empty && reached > base {
+            // The Realm has given this memory up; its contents are worth nothing any more.
+            memory.unmap(&self.rmi, &(base..reached), Face::Private);
+            if let Some(rtt) = memory.rtt.as_mut() {
+                rtt.fold(&self.rmi, base, reached);
+            }
+        }
+        Ok(RipasChange::Changed(reached))
+    }
+}

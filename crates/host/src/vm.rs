@@ -1,0 +1,356 @@
+//! The VM file: its ioctls.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+use cca_abi::kvm::{self, ioctl};
+use spin::Once;
+
+use crate::caps;
+use crate::device::Device;
+use crate::errno::{Errno, Result};
+use crate::files::FileObject;
+use crate::gmem::Gmem;
+use crate::irqchip::VmVgic;
+use crate::kernel::{Kernel, LogLevel, Mutex, PAGE_SIZE, SpinLock, read_user, reserve, write_user};
+use crate::memory::Memory;
+use crate::realm::{Control, RealmState};
+use crate::rmi::Rmi;
+use crate::rtt::Geometry;
+use crate::slots::{MAX_SLOTS, Slot};
+use crate::sparse::Sparse;
+use crate::stats::Stats;
+use crate::system::System;
+use crate::timer;
+use crate::vcpu::{Vcpu, VcpuFile};
+
+/// One virtual machine: a Realm, or what may become one. The last reference to go tears it down.
+pub struct Vm<K: Kernel> {
+    pub(crate) kernel: K,
+    pub(crate) system: Arc<System<K>>,
+    me: Weak<Self>,
+    space: K::AddressSpace,
+    pub(crate) geometry: Geometry,
+    pub(crate) rmi: Rmi<K>,
+    /// Configuration and life cycle.
+    pub(crate) control: Mutex<K, Control<K>>,
+    /// Slots, attributes, translation tables.
+    pub(crate) memory: Mutex<K, Memory<K>>,
+    /// vCPUs in the order of their creation, which is also how the vGIC numbers them. Filled under the control lock.
+    vcpus: Vec<Once<Arc<Vcpu<K>>>>,
+    vcpu_count: AtomicUsize,
+    pub(crate) vgic: Once<Arc<VmVgic<K>>>,
+    state: AtomicU8,
+    /// The guest has switched itself off.
+    pub(crate) stopped: AtomicBool,
+    /// Orders power changes of vCPUs.
+    pub(crate) power: SpinLock<K, ()>,
+    /// Interrupts of the virtual and the physical timer.
+    pub(crate) timer_irqs: [AtomicU32; 2],
+    /// A vCPU has run: what was configured is fixed.
+    pub(crate) has_run: AtomicBool,
+    /// Breakpoints (bits 7:0) and watchpoints (15:8) minus one, until the Realm is created.
+    pub(crate) debug_counts: AtomicU32,
+}
+
+impl<K: Kernel> Vm<K> {
+    /// An empty VM. Calls no RMI command.
+    pub(crate) fn new(system: Arc<System<K>>, geometry: Geometry) -> Result<Arc<Self>> {
+        let kernel = system.kernel().clone();
+        let max = usize::try_from(system.max_vcpus()).map_err(|_| Errno::EINVAL)?;
+        let mut vcpus = Vec::new();
+        reserve(&mut vcpus, max)?;
+        vcpus.resize_with(max, Once::new);
+        let rmi = system.rmi().for_vm(Arc::new(Stats::default()));
+        system.stats().count_vm();
+        let features = system.features();
+        let debug = u32::try_from(features.num_bps() | features.num_wps() << 8).unwrap_or(0);
+        Ok(Arc::new_cyclic(|me| Self {
+            space: kernel.current_address_space(),
+            kernel,
+            system,
+            me: me.clone(),
+            geometry,
+            rmi,
+            control: Mutex::<K, _>::new(Control::default()),
+            memory: Mutex::<K, _>::new(Memory::default()),
+            vcpus,
+            vcpu_count: AtomicUsize::new(0),
+            vgic: Once::new(),
+            state: AtomicU8::new(0),
+            stopped: AtomicBool::new(false),
+            power: SpinLock::<K, _>::new(()),
+            timer_irqs: [
+                AtomicU32::new(timer::DEFAULT_VIRTUAL_PPI),
+                AtomicU32::new(timer::DEFAULT_PHYSICAL_PPI),
+            ],
+            has_run: AtomicBool::new(false),
+            debug_counts: AtomicU32::new(debug),
+        }))
+    }
+
+    /// Counters of this VM.
+    pub fn stats(&self) -> &Stats {
+        self.rmi.stats()
+    }
+
+    /// How far the Realm's life has come.
+    pub fn realm_state(&self) -> RealmState {
+        RealmState::from_u8(self.state.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_realm_state(&self, state: RealmState) {
+        self.state.store(state.to_u8(), Ordering::Release);
+    }
+
+    /// All vCPUs, in the order of their creation.
+    pub fn vcpus(&self) -> impl Iterator<Item = &Arc<Vcpu<K>>> {
+        self.vcpus.iter().map_while(Once::get)
+    }
+
+    pub(crate) fn vcpu_at(&self, index: usize) -> Option<&Arc<Vcpu<K>>> {
+        self.vcpus.get(index)?.get()
+    }
+
+    pub(crate) fn log_error(&self, line: fmt::Arguments<'_>) {
+        self.kernel.log(LogLevel::Warn, line);
+    }
+
+    /// Slots name addresses of the process that made the VM; nobody else may use it.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        if self.kernel.is_current(&self.space) { Ok(()) } else { Err(Errno::EIO) }
+    }
+
+    /// An ioctl on the VM file.
+    ///
+    /// # Errors
+    /// As the KVM ABI says; `EIO` from another process; `ENOTTY` for an unknown one.
+    pub fn ioctl(&self, command: u32, argument: u64) -> Result {
+        self.check_process()?;
+        match command {
+            ioctl::CHECK_EXTENSION => Ok(caps::check(&self.system, Some(self), argument)),
+            ioctl::CREATE_VCPU => self.create_vcpu(argument),
+            ioctl::SET_USER_MEMORY_REGION => {
+                let region: kvm::MemoryRegion = read_user(&self.kernel, argument)?;
+                if region.flags != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                self.set_region(&kvm::MemoryRegion2 {
+                    slot: region.slot,
+                    flags: 0,
+                    guest_phys_addr: region.guest_phys_addr,
+                    memory_size: region.memory_size,
+                    userspace_addr: region.userspace_addr,
+                    guest_memfd_offset: 0,
+                    guest_memfd: 0,
+                    pad1: 0,
+                    pad2: [0; 14],
+                })
+            }
+            ioctl::SET_USER_MEMORY_REGION2 => self.set_region(&read_user(&self.kernel, argument)?),
+            ioctl::CREATE_GUEST_MEMFD => self.create_gmem(&read_user(&self.kernel, argument)?),
+            ioctl::SET_MEMORY_ATTRIBUTES => self.set_attributes(&read_user(&self.kernel, argument)?),
+            ioctl::ENABLE_CAP => self.enable_cap(&read_user(&self.kernel, argument)?),
+            ioctl::ARM_PREFERRED_TARGET => {
+                let target = kvm::VcpuInit { target: kvm::TARGET_GENERIC_V8, features: [0; 7] };
+                write_user(&self.kernel, argument, &target)?;
+                Ok(0)
+            }
+            ioctl::IRQ_LINE => self.irq_line(&read_user(&self.kernel, argument)?),
+            ioctl::CREATE_DEVICE => self.create_device(argument),
+            // Not offered, and their capabilities say so.
+            ioctl::IRQFD
+            | ioctl::IOEVENTFD
+            | ioctl::SET_GSI_ROUTING
+            | ioctl::SIGNAL_MSI
+            | ioctl::GET_DIRTY_LOG
+            | ioctl::REGISTER_COALESCED_MMIO
+            | ioctl::UNREGISTER_COALESCED_MMIO => Err(Errno::EINVAL),
+            ioctl::SET_DEVICE_ATTR | ioctl::GET_DEVICE_ATTR | ioctl::HAS_DEVICE_ATTR => Err(Errno::ENXIO),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn this(&self) -> Result<Arc<Self>> {
+        self.me.upgrade().ok_or(Errno::EIO)
+    }
+
+    fn create_vcpu(&self, id: u64) -> Result {
+        let id = u32::try_from(id).map_err(|_| Errno::EINVAL)?;
+        if id >= self.system.max_vcpus() {
+            return Err(Errno::EINVAL);
+        }
+        let control = self.control.lock();
+        if matches!(self.realm_state(), RealmState::Active | RealmState::Dead) {
+            return Err(Errno::EBUSY);
+        }
+        let vcpu = match self.vcpus().find(|vcpu| vcpu.id == id) {
+            Some(vcpu) if vcpu.has_file.load(Ordering::Relaxed) => return Err(Errno::EEXIST),
+            // Its file could not be made the first time.
+            Some(vcpu) => vcpu.clone(),
+            None => self.add_vcpu(id)?,
+        };
+        vcpu.has_file.store(true, Ordering::Relaxed);
+        let file = Arc::new(VcpuFile { vm: self.this()?, vcpu: vcpu.clone() });
+        let mut name = [0; 24];
+        let installed = self.kernel.install_fd(vcpu_name(&mut name, id), FileObject::Vcpu(file), 0);
+        if installed.is_err() {
+            vcpu.has_file.store(false, Ordering::Relaxed);
+        }
+        drop(control);
+        installed.map(i64::from)
+    }
+
+    /// Under the control lock.
+    fn add_vcpu(&self, id: u32) -> Result<Arc<Vcpu<K>>> {
+        let index = self.vcpu_count.load(Ordering::Relaxed);
+        let place = self.vcpus.get(index).ok_or(Errno::EINVAL)?;
+        let vcpu = Arc::new(Vcpu::new(&self.kernel, id, index)?);
+        if let Some(vgic) = self.vgic.get() {
+            vgic.add_vcpu(&vcpu)?;
+        }
+        place.call_once(|| vcpu.clone());
+        self.vcpu_count.store(index + 1, Ordering::Relaxed);
+        Ok(vcpu)
+    }
+
+    fn set_region(&self, region: &kvm::MemoryRegion2) -> Result {
+        if region.flags & !kvm::MEM_GUEST_MEMFD != 0 || region.slot >= MAX_SLOTS {
+            return Err(Errno::EINVAL);
+        }
+        let (base, size) = (region.guest_phys_addr, region.memory_size);
+        if base % PAGE_SIZE != 0 || size % PAGE_SIZE != 0 || region.userspace_addr % PAGE_SIZE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let end = base.checked_add(size).ok_or(Errno::EINVAL)?;
+        // Slots lie in the lower half: the upper one is its alias.
+        if end > self.geometry.protected_end() || !self.kernel.is_user_range(region.userspace_addr, size) {
+            return Err(Errno::EINVAL);
+        }
+        let gmem = if region.flags & kvm::MEM_GUEST_MEMFD != 0 && size != 0 {
+            Some((
+                self.gmem_of(region.guest_memfd, region.guest_memfd_offset, size)?,
+                region.guest_memfd_offset,
+            ))
+        } else {
+            None
+        };
+        let control = self.control.lock();
+        let mut memory = self.memory.lock();
+        if let Some(old) = memory.slots.by_id(region.slot) {
+            let fixed = old.gmem.is_some() || gmem.is_some() || old.size != size;
+            if size != 0 && fixed {
+                return Err(Errno::EINVAL);
+            }
+            if size != 0 && old.base == base && old.user_address == region.userspace_addr {
+                return Ok(0);
+            }
+            memory.remove_slot(&self.rmi, region.slot)?;
+        } else if size == 0 {
+            return Err(Errno::EINVAL);
+        }
+        if size != 0 {
+            let shared = Sparse::new(size / PAGE_SIZE)?;
+            let user_address = region.userspace_addr;
+            memory.generation += 1;
+            memory.slots.insert(Slot { id: region.slot, base, size, user_address, gmem, shared })?;
+        }
+        drop(memory);
+        drop(control);
+        Ok(0)
+    }
+
+    fn gmem_of(&self, fd: u32, offset: u64, size: u64) -> Result<Arc<Gmem<K>>> {
+        let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+        let Some(FileObject::Gmem(gmem)) = self.kernel.file_object(fd) else { return Err(Errno::EINVAL) };
+        let end = offset.checked_add(size).ok_or(Errno::EINVAL)?;
+        if !gmem.belongs_to(&self.me) || offset % PAGE_SIZE != 0 || end > gmem.size() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(gmem)
+    }
+
+    fn create_gmem(&self, create: &kvm::CreateGuestMemfd) -> Result {
+        if create.flags != 0 || create.reserved != [0; 6] {
+            return Err(Errno::EINVAL);
+        }
+        let gmem = Gmem::new(self.kernel.clone(), self.me.clone(), create.size)?;
+        self.kernel.install_fd("[kvm-realm-gmem]", FileObject::Gmem(gmem), create.size).map(i64::from)
+    }
+
+    fn set_attributes(&self, attributes: &kvm::MemoryAttributes) -> Result {
+        let (base, size) = (attributes.address, attributes.size);
+        if attributes.flags != 0
+            || attributes.attributes & !kvm::MEMORY_ATTRIBUTE_PRIVATE != 0
+            || size == 0
+            || base % PAGE_SIZE != 0
+            || size % PAGE_SIZE != 0
+        {
+            return Err(Errno::EINVAL);
+        }
+        let end = base.checked_add(size).ok_or(Errno::EINVAL)?;
+        let private = attributes.attributes & kvm::MEMORY_ATTRIBUTE_PRIVATE != 0;
+        self.memory.lock().set_private(&self.rmi, &(base..end), private)?;
+        Ok(0)
+    }
+
+    fn create_device(&self, argument: u64) -> Result {
+        let mut create: kvm::CreateDevice = read_user(&self.kernel, argument)?;
+        if create.flags & !kvm::device_type::FLAG_TEST != 0 {
+            return Err(Errno::EINVAL);
+        }
+        // Neither GICv2 nor, as of now, the ITS.
+        if create.device_type != kvm::device_type::ARM_VGIC_V3 {
+            return Err(Errno::ENODEV);
+        }
+        if create.flags & kvm::device_type::FLAG_TEST != 0 {
+            return Ok(0);
+        }
+        let control = self.control.lock();
+        if self.vgic.get().is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let vgic = Arc::new(VmVgic::new(self)?);
+        self.vgic.call_once(|| vgic);
+        drop(control);
+        let device = Arc::new(Device { vm: self.this()? });
+        create.fd = self
+            .kernel
+            .install_fd("kvm-realm-vgic-v3", FileObject::Device(device), 0)
+            .and_then(|fd| u32::try_from(fd).map_err(|_| Errno::EIO))?;
+        write_user(&self.kernel, argument, &create)?;
+        Ok(0)
+    }
+}
+
+/// `kvm-realm-vcpu:<id>`, written into `buffer`.
+fn vcpu_name(buffer: &mut [u8; 24], id: u32) -> &str {
+    const PREFIX: &[u8] = b"kvm-realm-vcpu:";
+    let mut digits = [0; 10];
+    let mut rest = id;
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b"0123456789"[usize::try_from(rest % 10).unwrap_or(0)];
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    let name = PREFIX.iter().chain(&digits[first..]);
+    let mut len = 0;
+    for (to, from) in buffer.iter_mut().zip(name) {
+        *to = *from;
+        len += 1;
+    }
+    core::str::from_utf8(&buffer[..len]).unwrap_or("kvm-realm-vcpu")
+}
+
+impl<K: Kernel> Drop for Vm<K> {
+    fn drop(&mut self) {
+        self.teardown();
+        self.system.stats().count_vm_gone();
+    }
+}
