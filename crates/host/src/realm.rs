@@ -1,10 +1,10 @@
 //! A Realm's life: configured, created, activated, destroyed.
 
 use alloc::vec::Vec;
+use core::mem::offset_of;
 
 use cca_abi::kvm::{self, rme};
 use cca_abi::rmi::{HashAlgorithm, RealmParams};
-use zerocopy::{FromZeros, IntoBytes};
 
 use crate::errno::{Errno, Result};
 use crate::granule::Delegated;
@@ -177,17 +177,17 @@ impl<K: Kernel> Vm<K> {
             }
         }
         let debug = self.debug_counts.load(core::sync::atomic::Ordering::Relaxed).to_le_bytes();
-        let mut params = RealmParams::new_zeroed();
-        params.s2sz = s2sz;
-        params.num_bps = debug[0];
-        params.num_wps = debug[1];
-        params.hash_algo = control.hash as u8;
-        params.rpv = control.rpv;
-        params.vmid = vmid;
-        params.rtt_base = rtt_base;
-        params.rtt_level_start = geometry.start_level;
-        params.rtt_num_start = rtt_num_start;
-        params_page.store_bytes(0, params.as_bytes());
+        // Field by field: a structure of 4 KiB is too much for a kernel stack.
+        params_page.store_u8(offset_of!(RealmParams, s2sz), s2sz);
+        params_page.store_u8(offset_of!(RealmParams, num_bps), debug[0]);
+        params_page.store_u8(offset_of!(RealmParams, num_wps), debug[1]);
+        params_page.store_u8(offset_of!(RealmParams, hash_algo), control.hash as u8);
+        params_page.store_bytes(offset_of!(RealmParams, rpv), &control.rpv);
+        params_page.store_bytes(offset_of!(RealmParams, vmid), &vmid.to_le_bytes());
+        params_page.store_u64(offset_of!(RealmParams, rtt_base), rtt_base);
+        let start_level = geometry.start_level.to_le_bytes();
+        params_page.store_bytes(offset_of!(RealmParams, rtt_level_start), &start_level);
+        params_page.store_u32(offset_of!(RealmParams, rtt_num_start), rtt_num_start);
 
         let created = match refused {
             None => self.rmi.realm_create(rd.pa(), params_page.pa()),

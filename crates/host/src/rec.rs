@@ -3,8 +3,7 @@
 use alloc::vec::Vec;
 use core::mem::offset_of;
 
-use cca_abi::rmi::{MAX_LRS, REC_RUNNABLE, RecExit, RecParams, RecRun};
-use zerocopy::{FromZeros, IntoBytes};
+use cca_abi::rmi::{MAX_LRS, MAX_REC_AUX, REC_RUNNABLE, RecExit, RecParams, RecRun};
 
 use crate::errno::{Errno, Result};
 use crate::granule::Delegated;
@@ -44,18 +43,20 @@ pub(crate) fn create<K: Kernel>(
     reserve(&mut aux, aux_count)?;
     let rec = rmi.new_delegated()?;
 
-    let mut params = RecParams::new_zeroed();
-    params.flags = if vcpu.is_on() { REC_RUNNABLE } else { 0 };
-    params.mpidr = vcpu.mpidr();
-    params.pc = state.pc;
-    params.gprs = state.gprs;
-    params.num_aux = u64::try_from(aux_count).unwrap_or(0);
+    // Field by field: a structure of 4 KiB is too much for a kernel stack.
+    params_page.store_u64(offset_of!(RecParams, flags), if vcpu.is_on() { REC_RUNNABLE } else { 0 });
+    params_page.store_u64(offset_of!(RecParams, mpidr), vcpu.mpidr());
+    params_page.store_u64(offset_of!(RecParams, pc), state.pc);
+    for (index, gpr) in state.gprs.iter().enumerate() {
+        params_page.store_u64(offset_of!(RecParams, gprs) + 8 * index, *gpr);
+    }
+    params_page.store_u64(offset_of!(RecParams, num_aux), u64::try_from(aux_count).unwrap_or(0));
 
     let mut outcome = Ok(());
-    for place in params.aux.iter_mut().take(aux_count) {
+    for index in 0..aux_count.min(MAX_REC_AUX) {
         match rmi.new_delegated() {
             Ok(granule) => {
-                *place = granule.pa();
+                params_page.store_u64(offset_of!(RecParams, aux) + 8 * index, granule.pa());
                 aux.push(granule);
             }
             Err(errno) => {
@@ -65,7 +66,6 @@ pub(crate) fn create<K: Kernel>(
         }
     }
     if outcome.is_ok() {
-        params_page.store_bytes(0, params.as_bytes());
         outcome = rmi.rec_create(rd, rec.pa(), params_page.pa()).map_err(|error| {
             rmi.log("create a REC", error);
             Errno::from(error)
