@@ -279,7 +279,8 @@ impl<'a> Dtb<'a> {
         let body = at + 4;
         match self.word(at) {
             Some(BEGIN_NODE) => {
-                let name = cstr(self.bytes.get(body..end).unwrap_or_default()).ok_or(DtbError::BadStructure)?;
+                let name =
+                    cstr(self.bytes.get(body..end).unwrap_or_default()).ok_or(DtbError::BadStructure)?;
                 Ok((Token::Begin(name), checked(body + align4(name.len() + 1))?))
             }
             Some(END_NODE) => Ok((Token::End, body)),
@@ -287,7 +288,8 @@ impl<'a> Dtb<'a> {
             Some(PROP) => {
                 let len = self.header(body)?;
                 let name_at = self.header(OFF_STRINGS)?.saturating_add(self.header(body + 4)?);
-                let name = cstr(self.bytes.get(name_at..).unwrap_or_default()).ok_or(DtbError::BadStructure)?;
+                let name =
+                    cstr(self.bytes.get(name_at..).unwrap_or_default()).ok_or(DtbError::BadStructure)?;
                 let value_end = (body + 8).checked_add(len).ok_or(DtbError::BadStructure)?;
                 let value = self.bytes.get(body + 8..value_end).ok_or(DtbError::BadStructure)?;
                 Ok((Token::Prop { name, value }, checked(body + 8 + align4(len))?))

@@ -148,7 +148,11 @@ impl Gpt {
     /// Writes the tables. What no region mentions is open to everybody; where regions overlap, the later one
     /// counts. Only level 0 entries that a region touches get a level 1 table, and only granules under such a
     /// table can change their state.
-    pub fn build(platform: &impl Platform, geometry: Geometry, regions: &[Region]) -> Result<Self, BuildError> {
+    pub fn build(
+        platform: &impl Platform,
+        geometry: Geometry,
+        regions: &[Region],
+    ) -> Result<Self, BuildError> {
         let l1_size = geometry.l1_size();
         let l0_size = (geometry.l0_entries() * 8).max(4096);
         let misaligned = |r: &Region| r.base % GRANULE_SIZE != 0 || r.size % GRANULE_SIZE != 0;
@@ -204,7 +208,9 @@ impl Gpt {
         let entry = self.find(platform, pa)?;
         // Lines of the Realm alias that are left from an earlier life must not be written back over what the
         // granule's new owner writes.
-        self.change(platform, entry, pa, Gpi::NonSecure, Gpi::Realm, || platform.flush_granule(pa, Pas::Realm))?;
+        self.change(platform, entry, pa, Gpi::NonSecure, Gpi::Realm, || {
+            platform.flush_granule(pa, Pas::Realm)
+        })?;
         platform.gpt_invalidate(pa, GRANULE_BITS);
         platform.flush_granule(pa, Pas::NonSecure);
         Ok(())

@@ -9,9 +9,9 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod attest;
 pub mod dtb;
 pub mod enables;
-pub mod fid;
 pub mod gpt;
 pub mod manifest;
 pub mod platform;
@@ -42,6 +42,8 @@ pub struct Config {
     pub carve_out: manifest::Bank,
     /// Memory that RMM_RESERVE_MEMORY gives away, from its end downwards: Realm PAS, used by nobody else.
     pub reserve: manifest::Bank,
+    /// What the platform token says about the software.
+    pub measured: attest::Measured,
     /// Whether there is an RMM to boot.
     pub rmm: bool,
 }
@@ -63,6 +65,8 @@ pub struct Monitor {
     rmm: Rmm,
     shared_page: u64,
     carve_out: manifest::Bank,
+    measured: attest::Measured,
+    token: spin::Mutex<attest::Pending>,
     reserve_base: u64,
     /// End of what RMM_RESERVE_MEMORY has left; only ever goes down.
     reserve_top: AtomicU64,
@@ -77,6 +81,8 @@ impl Monitor {
             rmm: Rmm::new(config.rmm),
             shared_page: config.shared_page,
             carve_out: config.carve_out,
+            measured: config.measured,
+            token: spin::Mutex::new(attest::Pending::new()),
             reserve_base: config.reserve.base,
             reserve_top: AtomicU64::new(config.reserve.base + config.reserve.size),
         }

@@ -6,6 +6,8 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use cca_abi::psci::Code;
+
 use crate::platform::MAX_CPUS;
 
 /// A CPU's power state, numbered like the results of AFFINITY_INFO.
@@ -18,31 +20,6 @@ pub enum CpuState {
     Off = 1,
     /// Released, on its way.
     OnPending = 2,
-}
-
-/// PSCI's error codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(i64)]
-pub enum PsciError {
-    /// NOT_SUPPORTED.
-    NotSupported = -1,
-    /// INVALID_PARAMETERS.
-    InvalidParameters = -2,
-    /// DENIED.
-    Denied = -3,
-    /// ALREADY_ON.
-    AlreadyOn = -4,
-    /// ON_PENDING.
-    OnPending = -5,
-    /// INVALID_ADDRESS.
-    InvalidAddress = -9,
-}
-
-impl PsciError {
-    /// The value for x0.
-    pub const fn code(self) -> u64 {
-        (self as i64).cast_unsigned()
-    }
 }
 
 #[derive(Debug)]
@@ -85,26 +62,27 @@ impl Psci {
         self.count
     }
 
-    fn target(&self, mpidr: u64) -> Result<(usize, &Cpu), PsciError> {
+    fn target(&self, mpidr: u64) -> Result<(usize, &Cpu), Code> {
         // Bits outside the affinity fields must be zero in the argument.
         let index = if mpidr & !0xFF_00FF_FFFF == 0 { cpu_index(mpidr) } else { None };
-        let index = index.filter(|&i| i < self.count).ok_or(PsciError::InvalidParameters)?;
-        Ok((index, self.cpus.get(index).ok_or(PsciError::InvalidParameters)?))
+        let index = index.filter(|&i| i < self.count).ok_or(Code::InvalidParameters)?;
+        Ok((index, self.cpus.get(index).ok_or(Code::InvalidParameters)?))
     }
 
     /// The first half of CPU_ON: claims the target and leaves it its entry. The caller then releases the CPU
     /// whose number is returned.
-    pub fn cpu_on(&self, mpidr: u64, entry: u64, context: u64) -> Result<usize, PsciError> {
+    pub fn cpu_on(&self, mpidr: u64, entry: u64, context: u64) -> Result<usize, Code> {
         let (index, cpu) = self.target(mpidr)?;
         let off = CpuState::Off as u8;
-        match cpu.state.compare_exchange(off, CpuState::OnPending as u8, Ordering::AcqRel, Ordering::Acquire) {
+        match cpu.state.compare_exchange(off, CpuState::OnPending as u8, Ordering::AcqRel, Ordering::Acquire)
+        {
             Ok(_) => {
                 cpu.entry.store(entry, Ordering::Relaxed);
                 cpu.context.store(context, Ordering::Release);
                 Ok(index)
             }
-            Err(now) if now == CpuState::On as u8 => Err(PsciError::AlreadyOn),
-            Err(_) => Err(PsciError::OnPending),
+            Err(now) if now == CpuState::On as u8 => Err(Code::AlreadyOn),
+            Err(_) => Err(Code::OnPending),
         }
     }
 
@@ -133,9 +111,9 @@ impl Psci {
     }
 
     /// AFFINITY_INFO.
-    pub fn affinity_info(&self, mpidr: u64, level: u64) -> Result<u64, PsciError> {
+    pub fn affinity_info(&self, mpidr: u64, level: u64) -> Result<u64, Code> {
         if level != 0 {
-            return Err(PsciError::InvalidParameters);
+            return Err(Code::InvalidParameters);
         }
         let (_, cpu) = self.target(mpidr)?;
         Ok(u64::from(cpu.state.load(Ordering::Acquire)))
@@ -143,6 +121,9 @@ impl Psci {
 
     /// Whether any CPU other than this one is on or coming.
     pub fn others_on(&self, cpu: usize) -> bool {
-        self.cpus.iter().enumerate().any(|(i, c)| i != cpu && c.state.load(Ordering::Acquire) != CpuState::Off as u8)
+        self.cpus
+            .iter()
+            .enumerate()
+            .any(|(i, c)| i != cpu && c.state.load(Ordering::Acquire) != CpuState::Off as u8)
     }
 }

@@ -2,14 +2,20 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use cca_abi::rmm_el3::{BootStatus, Status, VERSION_2_0, fid};
+use cca_abi::smccc;
+
 use crate::Monitor;
-use crate::fid::{self, UNKNOWN};
+use crate::attest;
 use crate::gpt::TransitionError;
 use crate::platform::{Action, GRANULE_SIZE, MAX_CPUS, Platform, Regs};
 
 /// The version offered: 2.0. Eight result registers go back to the host, and the RMM, not EL3, keeps the
 /// host's ICC_SRE_EL2, ICH_HCR_EL2 and ICH_VMCR_EL2.
-pub const INTERFACE_VERSION: u64 = 2 << 16;
+pub const INTERFACE_VERSION: u64 = VERSION_2_0;
+
+/// The only curve of ATTEST_GET_REALM_KEY.
+const CURVE_P384: u64 = 0;
 
 /// Where the RMM stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,22 +29,6 @@ pub enum RmmState {
     Ready = 2,
     /// It refused to boot on some CPU and is never entered again.
     Dead = 3,
-}
-
-/// Status codes of the services.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(i64)]
-pub(crate) enum Status {
-    BadAddress = -2,
-    BadPas = -3,
-    NoMemory = -4,
-    Invalid = -5,
-}
-
-impl Status {
-    pub(crate) const fn code(self) -> u64 {
-        (self as i64).cast_unsigned()
-    }
 }
 
 impl From<TransitionError> for Status {
@@ -73,6 +63,11 @@ impl Rmm {
         }
     }
 
+    #[inline(always)]
+    pub(crate) fn is_ready(&self) -> bool {
+        self.state.load(Ordering::Acquire) == RmmState::Ready as u8
+    }
+
     fn token(&self, cpu: usize) -> u64 {
         self.tokens.get(cpu).map_or(0, |t| t.load(Ordering::Relaxed))
     }
@@ -90,11 +85,19 @@ impl Rmm {
 
 impl Monitor {
     /// A call of the RMM other than RMM_RMI_REQ_COMPLETE.
-    pub(crate) fn rmm_call(&self, platform: &impl Platform, cpu: usize, function: u32, regs: &mut Regs) -> Action {
+    pub(crate) fn rmm_call(
+        &self,
+        platform: &impl Platform,
+        cpu: usize,
+        function: u64,
+        regs: &mut Regs,
+    ) -> Action {
         let result = match function {
             fid::GTSI_DELEGATE => self.gpt.delegate(platform, regs[1]).map_err(Status::from),
             fid::GTSI_UNDELEGATE => self.gtsi_undelegate(platform, regs[1]),
             fid::BOOT_COMPLETE => return self.boot_complete(platform, cpu, regs),
+            fid::ATTEST_GET_REALM_KEY => self.realm_key(platform, regs),
+            fid::ATTEST_GET_PLAT_TOKEN => self.platform_token(platform, regs),
             fid::EL3_FEATURES => match regs[1] {
                 0 => {
                     regs[1] = 0;
@@ -104,11 +107,11 @@ impl Monitor {
             },
             fid::RESERVE_MEMORY => self.reserve_memory(regs[1], regs[2]).map(|pa| regs[1] = pa),
             _ => {
-                regs[0] = UNKNOWN;
+                regs[0] = smccc::NOT_SUPPORTED;
                 return Action::Resume;
             }
         };
-        regs[0] = result.map_or_else(Status::code, |()| 0);
+        regs[0] = result.map_or_else(Status::to_register, |()| 0);
         Action::Resume
     }
 
@@ -120,8 +123,67 @@ impl Monitor {
         Ok(self.gpt.undelegate(platform, pa)?)
     }
 
+    /// The offset in the shared page of a buffer that the RMM named.
+    fn buffer(&self, pa: u64, size: u64) -> Result<(usize, usize), Status> {
+        let offset = pa.wrapping_sub(self.shared_page);
+        if offset >= GRANULE_SIZE {
+            return Err(Status::BadAddress);
+        }
+        if size == 0 || size > GRANULE_SIZE - offset {
+            return Err(Status::Invalid);
+        }
+        // Both are at most 4096.
+        Ok((usize::try_from(offset).unwrap_or(0), usize::try_from(size).unwrap_or(0)))
+    }
+
+    /// RMM_ATTEST_GET_REALM_KEY: x1 buffer, x2 its size, x3 curve.
+    fn realm_key(&self, platform: &impl Platform, regs: &mut Regs) -> Result<(), Status> {
+        let (offset, size) = self.buffer(regs[1], regs[2])?;
+        if regs[3] != CURVE_P384 {
+            return Err(Status::Invalid);
+        }
+        if size < attest::KEY_SIZE {
+            return Err(Status::Unknown);
+        }
+        // The lock keeps two CPUs' use of the page apart.
+        let _pending = self.token.lock();
+        platform.shared_page_write(offset, &attest::realm_key(&self.measured.rmm));
+        regs[1] = attest::KEY_SIZE as u64;
+        Ok(())
+    }
+
+    /// RMM_ATTEST_GET_PLAT_TOKEN: x1 buffer, x2 its size, x3 size of the challenge in it, or 0 for the next
+    /// piece of the token that the last challenge started.
+    fn platform_token(&self, platform: &impl Platform, regs: &mut Regs) -> Result<(), Status> {
+        let (offset, size) = self.buffer(regs[1], regs[2])?;
+        let challenge_size = match regs[3] {
+            0 => 0,
+            32 => 32,
+            48 => 48,
+            64 => 64,
+            _ => return Err(Status::Invalid),
+        };
+        let mut pending = self.token.lock();
+        if challenge_size != 0 {
+            let mut challenge = [0; 64];
+            let challenge = challenge.get_mut(..challenge_size).ok_or(Status::Invalid)?;
+            if challenge_size > size {
+                return Err(Status::Invalid);
+            }
+            platform.shared_page_read(offset, challenge);
+            if !pending.start(&self.measured, challenge) {
+                return Err(Status::Unknown);
+            }
+        }
+        let (hunk, remaining) = pending.next(size).ok_or(Status::Invalid)?;
+        platform.shared_page_write(offset, hunk);
+        regs[1] = hunk.len() as u64;
+        regs[2] = remaining as u64;
+        Ok(())
+    }
+
     fn boot_complete(&self, platform: &impl Platform, cpu: usize, regs: &Regs) -> Action {
-        let status = regs[1].cast_signed();
+        let status = i64::from_ne_bytes(regs[1].to_ne_bytes());
         if status == 0 {
             if let Some(token) = self.rmm.tokens.get(cpu) {
                 token.store(regs[2], Ordering::Relaxed);
@@ -134,7 +196,7 @@ impl Monitor {
             self.rmm.state.store(RmmState::Dead as u8, Ordering::Release);
             platform.print(format_args!(
                 "the RMM refused to boot on CPU {cpu}: {} ({status}); every RMI call returns -1",
-                boot_error(status)
+                BootStatus::describe(status)
             ));
         }
         self.psci.set_on(cpu);
@@ -157,18 +219,5 @@ impl Monitor {
             Ok(top) => fit(top).ok_or(Status::NoMemory),
             Err(_) => Err(Status::NoMemory),
         }
-    }
-}
-
-fn boot_error(status: i64) -> &'static str {
-    match status {
-        -2 => "it does not know this interface version",
-        -3 => "too many CPUs",
-        -4 => "CPU number out of range",
-        -5 => "it does not accept the shared page",
-        -6 => "it does not know this manifest version",
-        -7 => "something in the manifest is wrong",
-        -8 => "no memory",
-        _ => "unknown error",
     }
 }

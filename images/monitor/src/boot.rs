@@ -1,10 +1,13 @@
 //! What the first CPU does once: load, describe, protect.
 
+use monitor::attest::{Measured, Measurement};
 use monitor::dtb::{Dtb, DtbError};
 use monitor::enables::{IdRegs, pps_bits};
 use monitor::gpt::{Geometry, Gpi, Gpt, Region};
 use monitor::manifest::{self, Bank, Console, MAX_BANKS, Manifest};
 use monitor::{Config, MAX_CPUS, Monitor, Platform};
+
+use sha2::{Digest, Sha256};
 
 use crate::fatal::fatal;
 use crate::fwcfg::{self, DmaError, Item};
@@ -32,7 +35,7 @@ pub fn first_cpu(id: &IdRegs) -> (&'static Monitor, (u64, u64)) {
     let cpus = described(dtb.cpu_count());
     let dram_end = banks.iter().find(|b| b.base == layout::DTB).map_or(0, |b| b.base + b.size);
 
-    let rmm = load_rmm();
+    let measurement = load_rmm();
     let (kernel, initrd) = load_kernel(dram_end);
     described(dtb.add_psci());
     described(dtb.reserve(b"rmm@40100000", layout::CARVE_OUT));
@@ -54,7 +57,8 @@ pub fn first_cpu(id: &IdRegs) -> (&'static Monitor, (u64, u64)) {
         shared_page: layout::SHARED_PAGE,
         carve_out: layout::CARVE_OUT,
         reserve: layout::RESERVE,
-        rmm,
+        measured: Measured { monitor: measure_self(), rmm: measurement.unwrap_or_default() },
+        rmm: measurement.is_some(),
     };
     (place(Monitor::new(config, gpt)), (kernel, layout::DTB))
 }
@@ -82,17 +86,49 @@ fn transferred<T>(what: &str, result: Result<T, DmaError>) -> T {
     }
 }
 
-fn load_rmm() -> bool {
+/// Loads the RMM, if there is one, and measures it.
+fn load_rmm() -> Option<Measurement> {
     let Some(image) = transferred("file directory", fwcfg::file(b"opt/kvm-realm/rmm")) else {
         uart::line(format_args!("no RMM was given (fw_cfg opt/kvm-realm/rmm); every RMI call returns -1"));
-        return false;
+        return None;
     };
-    if u64::from(image.size) > layout::SHARED_PAGE - layout::RMM {
+    if image.size == 0 || u64::from(image.size) > layout::RESERVE.base - layout::RMM {
         fatal(format_args!("the RMM's {} bytes do not fit its memory", image.size));
     }
     transferred("RMM", image.load(layout::RMM));
+    // SAFETY: the RMM's memory is mapped read-only, the device is done with it and the RMM does not run yet.
+    let measurement = unsafe { measure(layout::RMM, u64::from(image.size)) };
     uart::line(format_args!("stage rmm-load cntpct={}", Machine.counter()));
-    image.size > 0
+    Some(measurement)
+}
+
+/// SHA-256 of mapped memory.
+///
+/// # Safety
+/// Nobody writes there meanwhile.
+unsafe fn measure(base: u64, size: u64) -> Measurement {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe {
+        core::slice::from_raw_parts(core::ptr::with_exposed_provenance::<u8>(base as usize), size as usize)
+    };
+    Sha256::digest(bytes).into()
+}
+
+/// The monitor's own code and constants.
+fn measure_self() -> Measurement {
+    unsafe extern "C" {
+        static __text_start: u8;
+        static __text_end: u8;
+        static __rodata_start: u8;
+        static __rodata_end: u8;
+    }
+    let range = |start: *const u8, end: *const u8| {
+        // SAFETY: the linker script's limits of what is mapped and never written.
+        unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
+    };
+    let text = range(&raw const __text_start, &raw const __text_end);
+    let rodata = range(&raw const __rodata_start, &raw const __rodata_end);
+    Sha256::new().chain_update(text).chain_update(rodata).finalize().into()
 }
 
 /// Loads kernel and initial RAM disk; returns the kernel's entry and the disk's range.
@@ -104,7 +140,9 @@ fn load_kernel(dram_end: u64) -> (u64, Option<Bank>) {
     transferred("kernel", kernel.load(layout::KERNEL));
     let header = |offset: u64| {
         // SAFETY: the header's 64 bytes are mapped, and were just loaded by a device outside of Rust's view.
-        unsafe { core::ptr::with_exposed_provenance::<u64>((layout::KERNEL + offset) as usize).read_volatile() }
+        unsafe {
+            core::ptr::with_exposed_provenance::<u64>((layout::KERNEL + offset) as usize).read_volatile()
+        }
     };
     if header(56) & 0xFFFF_FFFF != u64::from(ARM64_MAGIC) {
         fatal(format_args!("the kernel is no arm64 Image"));

@@ -17,7 +17,7 @@ const _: () = assert!(REALM_CONTEXT + size_of::<Context>() <= CPU_BLOCK_SIZE);
 const _: () = assert!(CRASH_AREA + 0x400 <= NORMAL_CONTEXT);
 
 /// Number of 64-bit slots for EL2 registers and keys; which is which says `switch.rs`.
-pub const SLOTS: usize = 80;
+pub const SLOTS: usize = 65;
 
 /// What a world has when it does not run.
 #[repr(C, align(64))]
@@ -35,22 +35,24 @@ pub struct Context {
 }
 
 pub const SP_EL0: usize = offset_of!(Context, sp_el0);
-pub const ELR_EL3: usize = offset_of!(Context, elr_el3);
-pub const SCR_EL3: usize = offset_of!(Context, scr_el3);
+pub const SPSR_EL3: usize = offset_of!(Context, spsr_el3);
+// Saved and loaded in pairs.
+const _: () = assert!(offset_of!(Context, elr_el3) == SP_EL0 + 8);
+const _: () = assert!(offset_of!(Context, scr_el3) == SPSR_EL3 + 8);
 pub const PEER: usize = offset_of!(Context, peer);
 pub const EL2: usize = offset_of!(Context, el2);
 
 /// Slots that have a value when a world is first entered.
 pub mod slot {
-    pub const ACTLR: usize = 0;
-    pub const HCR: usize = 14;
-    pub const MDCR: usize = 18;
-    pub const SCTLR: usize = 19;
-    pub const VMPIDR: usize = 26;
-    pub const VPIDR: usize = 27;
-    pub const HFGITR: usize = 36;
-    pub const HFGRTR: usize = 37;
-    pub const HFGWTR: usize = 38;
+    pub const HCR: usize = 9;
+    pub const MDCR: usize = 13;
+    pub const SCTLR: usize = 14;
+    pub const VMPIDR: usize = 20;
+    pub const VPIDR: usize = 21;
+    pub const HFGITR: usize = 28;
+    pub const HFGRTR: usize = 29;
+    pub const HFGWTR: usize = 30;
+    pub const ACTLR: usize = 60;
 }
 
 impl Context {

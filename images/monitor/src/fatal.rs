@@ -95,7 +95,10 @@ fn details(esr: u64, mfar: u64) {
                 0x21 => "alignment fault",
                 _ => "other",
             };
-            crash_line(format_args!("abort: {what} (status {status:#x}), {}", if iss >> 6 & 1 == 1 { "write" } else { "read" }));
+            crash_line(format_args!(
+                "abort: {what} (status {status:#x}), {}",
+                if iss >> 6 & 1 == 1 { "write" } else { "read" }
+            ));
         }
         _ => {}
     }

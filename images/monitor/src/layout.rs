@@ -23,5 +23,5 @@ pub const CARVE_OUT: Bank = Bank { base: 0x4010_0000, size: 0x0180_0000 };
 pub const RMM: u64 = CARVE_OUT.base;
 pub const SHARED_PAGE: u64 = 0x418F_F000;
 /// What RMM_RESERVE_MEMORY may give away; an RMM that calls it must not use this by itself.
-pub const RESERVE: Bank = Bank { base: 0x4110_0000, size: SHARED_PAGE - 0x4110_0000 };
+pub const RESERVE: Bank = Bank { base: 0x4100_0000, size: SHARED_PAGE - 0x4100_0000 };
 pub const KERNEL: u64 = 0x4200_0000;

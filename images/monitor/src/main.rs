@@ -58,7 +58,7 @@ extern "C" fn el3_main(cpu: usize, block: *mut u8) -> ! {
     sysreg::init_cpu(&id);
     let start = if cpu == 0 && FIRST_BOOT.swap(false, Ordering::AcqRel) {
         uart::init();
-        FEATURES.store(id.features(), Ordering::Release);
+        FEATURES.store(id.features() | sysreg::implementation_defined(), Ordering::Release);
         let (monitor, kernel) = boot::first_cpu(&id);
         MONITOR.store(core::ptr::from_ref(monitor).cast_mut(), Ordering::Release);
         gic::init_distributor();
@@ -134,16 +134,34 @@ fn new_context(cpu: usize, id: &IdRegs, world: World, peer: *mut Context, pc: u6
 }
 
 /// A synchronous exception from a lower exception level. What is returned goes to `world_switch`.
+///
+/// Calls between the worlds are decided here, without a stack frame; everything else takes the longer way.
 #[unsafe(no_mangle)]
 extern "C" fn el3_sync(context: &mut Context) -> u64 {
+    // SAFETY: null, or a reference to a static that lives for ever and is only read.
+    if let (true, Some(monitor)) = (is_smc(), unsafe { MONITOR.load(Ordering::Acquire).as_ref() }) {
+        let world = context.world();
+        if let Some(action) = monitor.forward(world, &mut context.regs) {
+            return action as u64;
+        }
+    }
+    el3_call(context)
+}
+
+fn is_smc() -> bool {
     const EC_SMC64: u64 = 0x17;
-    if read_sysreg!("esr_el3") >> 26 != EC_SMC64 {
+    read_sysreg!("esr_el3") >> 26 == EC_SMC64
+}
+
+#[inline(never)]
+extern "C" fn el3_call(context: &mut Context) -> u64 {
+    if !is_smc() {
         fatal::report(&context.regs, 8);
     }
     let monitor = the_monitor();
     let world = context.world();
     match monitor.handle_smc(&Machine, context.cpu, world, &mut context.regs) {
-        action @ (Action::Resume | Action::ToRealm | Action::ToNormal) => action as u64,
+        Action::Resume => Action::Resume as u64,
         action => slow(monitor, context, action),
     }
 }

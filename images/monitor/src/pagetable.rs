@@ -94,11 +94,19 @@ const fn level2_low() -> [u64; 512] {
     t
 }
 
-/// The first 64 MiB of DRAM: device tree, shared page, kernel header. Not the RMM.
+/// The start of DRAM: device tree, RMM image, shared page, kernel header.
 const fn level2_dram() -> [u64; 512] {
     let mut t = [0; 512];
     let ns = VALID_BLOCK | ACCESSED | NORMAL | INNER_SHAREABLE | NON_SECURE | EXECUTE_NEVER;
     t[0] = layout::DTB | ns;
+    // The rest of the RMM's image is only read, to measure it; its first megabyte lies beside the device tree.
+    // After that the Realm mapping is never used again.
+    let realm = VALID_BLOCK | ACCESSED | NORMAL | INNER_SHAREABLE | REALM | READ_ONLY | EXECUTE_NEVER;
+    let mut i = 1;
+    while i < index(layout::SHARED_PAGE, 21) {
+        t[i] = layout::DTB + i as u64 * BLOCK_SIZE | realm;
+        i += 1;
+    }
     t[index(layout::SHARED_PAGE, 21)] = (TABLES + 0x3000) | VALID_TABLE_OR_PAGE;
     t[index(layout::KERNEL, 21)] = layout::KERNEL | ns;
     t

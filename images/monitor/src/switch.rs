@@ -6,23 +6,35 @@ use crate::context;
 
 global_asm!(
     r#"
-// ---- EL2 registers: slot numbers, each register once ----
-// \op is `save` or `load`: pairs of registers with the slot of the first one.
-.macro el2_common op, op1
-    \op actlr_el2,  afsr0_el2,   0
-    \op afsr1_el2,  amair_el2,   2
-    \op cnthctl_el2, cntvoff_el2, 4
-    \op cptr_el2,   elr_el2,     6
-    \op esr_el2,    far_el2,     8
-    \op hacr_el2,   hpfar_el2,   10
-    \op hstr_el2,   mair_el2,    12
-    \op hcr_el2,    spsr_el2,    14
-    \op sp_el2,     tcr_el2,     16
-    \op mdcr_el2,   sctlr_el2,   18
-    \op tpidr_el2,  ttbr0_el2,   20
-    \op vbar_el2,   vtcr_el2,    22
-    \op1 vttbr_el2, 24
-    \op vmpidr_el2, vpidr_el2,   26
+// Which register is in which slot of Context::el2. Registers come in pairs; `op` is `save` or `load`.
+.macro el2_common op
+    \op cnthctl_el2, cntvoff_el2, 0
+    \op cptr_el2,   elr_el2,     2
+    \op esr_el2,    far_el2,     4
+    \op hpfar_el2,  hstr_el2,    6
+    \op mair_el2,   hcr_el2,     8
+    \op spsr_el2,   sp_el2,      10
+    \op tcr_el2,    mdcr_el2,    12
+    \op sctlr_el2,  tpidr_el2,   14
+    \op ttbr0_el2,  vbar_el2,    16
+    \op vtcr_el2,   vttbr_el2,   18
+    \op vmpidr_el2, vpidr_el2,   20
+.endm
+
+// What every CPU of today's models has, without asking for each.
+.macro el2_usual op
+    \op S3_4_C13_C0_1, S3_4_C2_C0_1, 22              // CONTEXTIDR_EL2, TTBR1_EL2
+    \op S3_4_C12_C1_1, S3_4_C5_C2_3, 24              // VDISR_EL2, VSESR_EL2
+    \op S3_4_C3_C1_4, S3_4_C3_C1_5, 26               // HDFGRTR_EL2, HDFGWTR_EL2
+    \op S3_4_C1_C1_6, S3_4_C1_C1_4, 28               // HFGITR_EL2, HFGRTR_EL2
+    \op S3_4_C1_C1_5, S3_4_C14_C0_6, 30              // HFGWTR_EL2, CNTPOFF_EL2
+    \op S3_4_C13_C0_7, S3_4_C1_C2_2, 32              // SCXTNUM_EL2, HCRX_EL2
+    \op S3_4_C2_C2_0, dbgvcr32_el2, 34               // VNCR_EL2, DBGVCR32_EL2
+    \op S3_0_C2_C1_0, S3_0_C2_C1_1, 36               // APIAKey
+    \op S3_0_C2_C1_2, S3_0_C2_C1_3, 38               // APIBKey
+    \op S3_0_C2_C2_0, S3_0_C2_C2_1, 40               // APDAKey
+    \op S3_0_C2_C2_2, S3_0_C2_C2_3, 42               // APDBKey
+    \op S3_0_C2_C3_0, S3_0_C2_C3_1, 44               // APGAKey
 .endm
 
 .macro save a, b, slot
@@ -45,75 +57,83 @@ global_asm!(
 .endm
 
 // Bit numbers as in monitor::enables::feature.
-.macro el2_features op, op1, n
-    tbz     x11, #0, 10\n\()f
-    \op     S3_4_C13_C0_1, S3_4_C2_C0_1, 28           // CONTEXTIDR_EL2, TTBR1_EL2
+.macro el2_features op, n
+    tbz     x11, #18, 10\n\()f
+    el2_usual \op
+    b       11\n\()f
 10\n\():
-    tbz     x11, #1, 11\n\()f
-    \op     S3_4_C12_C1_1, S3_4_C5_C2_3, 30          // VDISR_EL2, VSESR_EL2
+    bl      el2_gated_\op
 11\n\():
-    tbz     x11, #2, 12\n\()f
-    \op     S3_4_C3_C1_4, S3_4_C3_C1_5, 34           // HDFGRTR_EL2, HDFGWTR_EL2
-    \op     S3_4_C1_C1_6, S3_4_C1_C1_4, 36           // HFGITR_EL2, HFGRTR_EL2
-    \op1    S3_4_C1_C1_5, 38                         // HFGWTR_EL2
+    tbz     x11, #19, 12\n\()f
+    bl      el2_impdef_\op
 12\n\():
-    tbz     x11, #3, 13\n\()f
-    \op1    S3_4_C14_C0_6, 39                        // CNTPOFF_EL2
-13\n\():
-    tbz     x11, #4, 14\n\()f
-    \op1    S3_4_C13_C0_7, 40                        // SCXTNUM_EL2
-14\n\():
-    tbz     x11, #5, 15\n\()f
-    \op1    S3_4_C1_C2_2, 41                         // HCRX_EL2
-15\n\():
-    tbz     x11, #6, 16\n\()f
-    \op     S3_0_C2_C1_0, S3_0_C2_C1_1, 42           // APIAKey
-    \op     S3_0_C2_C1_2, S3_0_C2_C1_3, 44           // APIBKey
-    \op     S3_0_C2_C2_0, S3_0_C2_C2_1, 46           // APDAKey
-    \op     S3_0_C2_C2_2, S3_0_C2_C2_3, 48           // APDBKey
-    \op     S3_0_C2_C3_0, S3_0_C2_C3_1, 50           // APGAKey
-16\n\():
-    tbz     x11, #7, 17\n\()f
-    \op1    S3_4_C2_C2_0, 52                         // VNCR_EL2
-17\n\():
-    tbz     x11, #8, 18\n\()f
-    \op1    dbgvcr32_el2, 53
-18\n\():
-    tbz     x11, #9, 19\n\()f
-    bl      el2_rare_\op
-19\n\():
 .endm
 
-.macro el2_rare op, op1, n
-    tbz     x11, #10, 20\n\()f
-    \op1    S3_4_C5_C6_0, 54                         // TFSR_EL2
-20\n\():
-    tbz     x11, #11, 21\n\()f
-    \op     S3_4_C3_C1_0, S3_4_C3_C1_1, 56           // HDFGRTR2_EL2, HDFGWTR2_EL2
-    \op     S3_4_C3_C1_2, S3_4_C3_C1_3, 58           // HFGRTR2_EL2, HFGWTR2_EL2
-    \op1    S3_4_C3_C1_7, 60                         // HFGITR2_EL2
-21\n\():
-    tbz     x11, #12, 22\n\()f
-    \op1    S3_4_C2_C0_3, 55                         // TCR2_EL2
-22\n\():
-    tbz     x11, #13, 23\n\()f
-    \op1    S3_4_C1_C0_3, 61                         // SCTLR2_EL2
-23\n\():
-    tbz     x11, #14, 24\n\()f
-    \op1    S3_4_C10_C2_2, 62                        // PIRE0_EL2: a pair would pass the offset's limit
-    \op1    S3_4_C10_C2_3, 63                        // PIR_EL2
-24\n\():
-    tbz     x11, #15, 25\n\()f
-    \op1    S3_4_C10_C2_4, 64                        // POR_EL2
-25\n\():
-    tbz     x11, #16, 26\n\()f
-    \op1    S3_4_C10_C2_5, 65                        // S2PIR_EL2
-26\n\():
-    tbz     x11, #17, 27\n\()f
-    \op1    S3_4_C2_C5_0, 66                         // GCSCR_EL2
-    \op1    S3_4_C2_C5_1, 67                         // GCSPR_EL2
-27\n\():
+.macro el2_gated op, op1
+    tbz     x11, #0, 1f
+    \op     S3_4_C13_C0_1, S3_4_C2_C0_1, 22
+1:  tbz     x11, #1, 1f
+    \op     S3_4_C12_C1_1, S3_4_C5_C2_3, 24
+1:  tbz     x11, #2, 1f
+    \op     S3_4_C3_C1_4, S3_4_C3_C1_5, 26
+    \op     S3_4_C1_C1_6, S3_4_C1_C1_4, 28
+    \op1    S3_4_C1_C1_5, 30
+1:  tbz     x11, #3, 1f
+    \op1    S3_4_C14_C0_6, 31
+1:  tbz     x11, #4, 1f
+    \op1    S3_4_C13_C0_7, 32
+1:  tbz     x11, #5, 1f
+    \op1    S3_4_C1_C2_2, 33
+1:  tbz     x11, #7, 1f
+    \op1    S3_4_C2_C2_0, 34
+1:  tbz     x11, #8, 1f
+    \op1    dbgvcr32_el2, 35
+1:  tbz     x11, #6, 1f
+    \op     S3_0_C2_C1_0, S3_0_C2_C1_1, 36
+    \op     S3_0_C2_C1_2, S3_0_C2_C1_3, 38
+    \op     S3_0_C2_C2_0, S3_0_C2_C2_1, 40
+    \op     S3_0_C2_C2_2, S3_0_C2_C2_3, 42
+    \op     S3_0_C2_C3_0, S3_0_C2_C3_1, 44
+1:  tbz     x11, #9, 2f
+    tbz     x11, #10, 1f
+    \op1    S3_4_C5_C6_0, 46                         // TFSR_EL2
+1:  tbz     x11, #11, 1f
+    \op     S3_4_C3_C1_0, S3_4_C3_C1_1, 48           // HDFGRTR2_EL2, HDFGWTR2_EL2
+    \op     S3_4_C3_C1_2, S3_4_C3_C1_3, 50           // HFGRTR2_EL2, HFGWTR2_EL2
+    \op1    S3_4_C3_C1_7, 47                         // HFGITR2_EL2
+1:  tbz     x11, #12, 1f
+    \op1    S3_4_C2_C0_3, 52                         // TCR2_EL2
+1:  tbz     x11, #13, 1f
+    \op1    S3_4_C1_C0_3, 53                         // SCTLR2_EL2
+1:  tbz     x11, #14, 1f
+    \op     S3_4_C10_C2_2, S3_4_C10_C2_3, 54         // PIRE0_EL2, PIR_EL2
+1:  tbz     x11, #15, 1f
+    \op1    S3_4_C10_C2_4, 56                        // POR_EL2
+1:  tbz     x11, #16, 1f
+    \op1    S3_4_C10_C2_5, 57                        // S2PIR_EL2
+1:  tbz     x11, #17, 2f
+    \op     S3_4_C2_C5_0, S3_4_C2_C5_1, 58           // GCSCR_EL2, GCSPR_EL2
+2:  ret
+.endm
+
+.macro el2_impdef op, op1
+    \op     actlr_el2, afsr0_el2, 60
+    \op     afsr1_el2, amair_el2, 62
+    \op1    hacr_el2, 64
     ret
+.endm
+
+.macro load_world context, n
+    mov     sp, \context
+    add     x15, sp, #{EL2}
+    el2_common load
+    el2_features load, \n
+    ldp     x12, x13, [sp, #{SP_EL0}]
+    msr     sp_el0, x12
+    msr     elr_el3, x13
+    ldp     x12, x13, [sp, #{SPSR_EL3}]
+    msr     spsr_el3, x12
+    msr     scr_el3, x13
 .endm
 
 .section .text.vectors, "ax"
@@ -177,54 +197,40 @@ world_switch:
     adrp    x11, FEATURES
     ldr     x11, [x11, :lo12:FEATURES]
     mrs     x12, sp_el0
-    str     x12, [x9, #{SP_EL0}]
-    mrs     x12, elr_el3
-    mrs     x13, spsr_el3
-    stp     x12, x13, [x9, #{ELR_EL3}]
+    mrs     x13, elr_el3
+    stp     x12, x13, [x9, #{SP_EL0}]
+    mrs     x12, spsr_el3
+    str     x12, [x9, #{SPSR_EL3}]
     add     x14, x9, #{EL2}
-    el2_common save, save1
-    el2_features save, save1, 1
+    el2_common save
+    el2_features save, 1
+    load_world x10, 2
     cmp     x0, #2
-    b.hi    1f
+    b.hi    el3_exit
     b.eq    2f
     ldp     x0, x1, [x9]
     ldp     x2, x3, [x9, #16]
     ldp     x4, x5, [x9, #32]
     ldp     x6, x7, [x9, #48]
-    b       3f
+    b       exit_with_args
 2:  ldp     x0, x1, [x9, #8]
     ldp     x2, x3, [x9, #24]
     ldp     x4, x5, [x9, #40]
     ldp     x6, x7, [x9, #56]
-3:  stp     x0, x1, [x10]
-    stp     x2, x3, [x10, #16]
-    stp     x4, x5, [x10, #32]
-    stp     x6, x7, [x10, #48]
-1:  mov     x0, x10
-    // Falls through.
+    b       exit_with_args
 
 // x0: a context. Enters its world.
 .global enter_world
 enter_world:
-    mov     sp, x0
-    add     x15, x0, #{EL2}
     adrp    x11, FEATURES
     ldr     x11, [x11, :lo12:FEATURES]
-    el2_common load, load1
-    el2_features load, load1, 2
-    ldr     x12, [sp, #{SP_EL0}]
-    msr     sp_el0, x12
-    ldp     x12, x13, [sp, #{ELR_EL3}]
-    msr     elr_el3, x12
-    msr     spsr_el3, x13
-    ldr     x12, [sp, #{SCR_EL3}]
-    msr     scr_el3, x12
-    // Falls through.
+    load_world x0, 3
 el3_exit:
     ldp     x0, x1, [sp]
     ldp     x2, x3, [sp, #16]
     ldp     x4, x5, [sp, #32]
     ldp     x6, x7, [sp, #48]
+exit_with_args:
     ldp     x8, x9, [sp, #64]
     ldp     x10, x11, [sp, #80]
     ldp     x12, x13, [sp, #96]
@@ -242,10 +248,14 @@ el3_exit:
     dsb     nsh
     isb
 
-el2_rare_save:
-    el2_rare save, save1, 3
-el2_rare_load:
-    el2_rare load, load1, 4
+el2_gated_save:
+    el2_gated save, save1
+el2_gated_load:
+    el2_gated load, load1
+el2_impdef_save:
+    el2_impdef save, save1
+el2_impdef_load:
+    el2_impdef load, load1
 
 fatal_entry:
     stp     x2, x3, [x0, #16]
@@ -269,8 +279,7 @@ fatal_entry:
     b       el3_fatal
 "#,
     SP_EL0 = const context::SP_EL0,
-    ELR_EL3 = const context::ELR_EL3,
-    SCR_EL3 = const context::SCR_EL3,
+    SPSR_EL3 = const context::SPSR_EL3,
     PEER = const context::PEER,
     EL2 = const context::EL2,
 );

@@ -1,7 +1,7 @@
 //! System registers of EL3.
 
-use monitor::enables::IdRegs;
 use monitor::World;
+use monitor::enables::IdRegs;
 
 /// Reads a system register.
 macro_rules! read_sysreg {
@@ -21,7 +21,6 @@ macro_rules! write_sysreg {
         core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack))
     }};
 }
-pub(crate) use write_sysreg;
 
 /// What this CPU has.
 pub fn id_regs() -> IdRegs {
@@ -88,4 +87,28 @@ pub fn l0_bits() -> u32 {
         9 => 39,
         _ => 30,
     }
+}
+
+/// Whether any of the registers whose contents are the implementer's holds a value at all; where they are
+/// all constant, the world switch need not move them.
+pub fn implementation_defined() -> u64 {
+    macro_rules! holds {
+        ($name:literal) => {{
+            let old: u64 = read_sysreg!($name);
+            // SAFETY: nothing runs at EL2 yet, and the old value comes back at once.
+            unsafe { write_sysreg!($name, !old) };
+            // SAFETY: a barrier.
+            unsafe { core::arch::asm!("isb", options(nostack)) };
+            let changed = read_sysreg!($name) != old;
+            // SAFETY: as above.
+            unsafe { write_sysreg!($name, old) };
+            changed
+        }};
+    }
+    let any = holds!("actlr_el2")
+        | holds!("afsr0_el2")
+        | holds!("afsr1_el2")
+        | holds!("amair_el2")
+        | holds!("hacr_el2");
+    if any { monitor::enables::feature::IMPLEMENTATION_DEFINED } else { 0 }
 }

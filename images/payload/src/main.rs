@@ -93,7 +93,9 @@ fn probe_read(pa: u64) -> Result<u64, u64> {
     EXPECT.store(true, Ordering::Relaxed);
     let value;
     // SAFETY: granules of the pool are no Rust objects; a fault skips the load.
-    unsafe { asm!("mov {v}, #0", "ldr {v}, [{a}]", "dsb sy", "isb", v = out(reg) value, a = in(reg) pa, options(nostack)) };
+    unsafe {
+        asm!("mov {v}, #0", "ldr {v}, [{a}]", "dsb sy", "isb", v = out(reg) value, a = in(reg) pa, options(nostack))
+    };
     EXPECT.store(false, Ordering::Relaxed);
     match FAULT.load(Ordering::Relaxed) {
         0 => Ok(value),
@@ -169,7 +171,10 @@ fn registers_survive() {
     match (0..before.len()).find(|&i| before[i] != after[i]) {
         None => check("rmi-keeps-el2-state", Ok(())),
         Some(i) => {
-            check("rmi-keeps-el2-state", Err(format_args!("register {i}: {:#x} became {:#x}", before[i], after[i])));
+            check(
+                "rmi-keeps-el2-state",
+                Err(format_args!("register {i}: {:#x} became {:#x}", before[i], after[i])),
+            );
         }
     }
 }
