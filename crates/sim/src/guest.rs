@@ -162,13 +162,8 @@ impl Guest {
     pub fn ipa_state_set(&self, base: u64, top: u64, ram: bool, destroyed: bool) -> Result<(), (u64, u64)> {
         let mut at = base;
         while at < top {
-            let out = self.smc(&[
-                cca_abi::rsi::fid::IPA_STATE_SET,
-                at,
-                top,
-                u64::from(ram),
-                u64::from(destroyed),
-            ]);
+            let out =
+                self.smc(&[cca_abi::rsi::fid::IPA_STATE_SET, at, top, u64::from(ram), u64::from(destroyed)]);
             if out[0] != 0 || out[2] != cca_abi::rsi::ACCEPT || out[1] <= at {
                 return Err((out[0], out[2]));
             }
@@ -213,19 +208,17 @@ impl Running {
         let report = failed.clone();
         std::thread::spawn(move || {
             let guest = Guest { ops: op_sender, outcomes: outcome_receiver, x0 };
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let Err(payload) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 script(&guest);
-                guest.system_off();
+                guest.system_off()
             }));
-            if let Err(payload) = result {
-                if !payload.is::<Gone>() {
-                    let text = payload
-                        .downcast_ref::<String>()
-                        .cloned()
-                        .or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
-                        .unwrap_or_else(|| "guest script panicked".into());
-                    *report.lock().unwrap() = Some(text);
-                }
+            if !payload.is::<Gone>() {
+                let text = payload
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
+                    .unwrap_or_else(|| "guest script panicked".into());
+                *report.lock().unwrap() = Some(text);
             }
         });
         Self { ops: op_receiver, outcomes: outcome_sender, pending: None, pc, failed }

@@ -4,9 +4,7 @@ use crate::machine::{HOST_BASE, Machine};
 use crate::memory::{DRAM_BASE, PAGE_SIZE, Pas};
 use kvm_realm::errno::{Errno, Result};
 use kvm_realm::files::FileObject;
-use kvm_realm::kernel::{
-    Entry, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
-};
+use kvm_realm::kernel::{Entry, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -482,7 +480,6 @@ impl Kernel for SimKernel {
         let end = DRAM_BASE + self.machine().memory().dram_size();
         let first = (HOST_BASE.next_multiple_of(size)..end)
             .step_by(size as usize)
-            .rev()
             .find(|&pa| pa + size <= end && self.take(pa, count as u64))
             .ok_or(Errno::ENOMEM)?;
         Ok((0..count as u64).map(|n| self.page(first + n * PAGE_SIZE, true)).collect())

@@ -102,13 +102,16 @@ impl Machine {
         machine.memory.set_granule_protection(0x1_3502, geometry.l0 >> 12);
         let config = monitor::Config {
             cpus: shape.cpus,
+            carve_out: monitor::manifest::Bank { base: CARVE_OUT.0, size: CARVE_OUT.1 },
             shared_page: CARVE_OUT.0 + CARVE_OUT.1 - PAGE_SIZE,
+            measured: monitor::attest::Measured::default(),
             reserve: monitor::manifest::Bank { base: CARVE_OUT.0, size: 0 },
             rmm: true,
         };
         let monitor = Monitor::new(config, gpt);
         let banks = [rmm::DramBank { base: HOST_BASE, size: DRAM_BASE + shape.dram - HOST_BASE }];
-        let metadata: Vec<AtomicU16> = (0..rmm::metadata_len(&banks)).map(|_| AtomicU16::new(0)).collect();
+        let metadata: Vec<AtomicU16> =
+            (0..rmm::metadata_len(&banks).expect("banks")).map(|_| AtomicU16::new(0)).collect();
         let rmm = rmm::Rmm::new(RealmWorld::new(machine.clone()), &banks, Vec::leak(metadata))
             .unwrap_or_else(|error| panic!("the RMM refused to boot: {error:?}"));
         assert!(machine.firmware.set(Firmware { monitor, rmm }).is_ok(), "booted once");

@@ -93,7 +93,8 @@ impl Memory {
     /// The page at `pa` without any check: for what is no CPU (tests' omniscience, DMA, table walks).
     #[must_use]
     pub fn raw(&self, pa: u64) -> Option<&Page> {
-        let (base, pages) = if pa >= DRAM_BASE { (DRAM_BASE, &self.dram) } else { (SECURE_BASE, &self.secure) };
+        let (base, pages) =
+            if pa >= DRAM_BASE { (DRAM_BASE, &self.dram) } else { (SECURE_BASE, &self.secure) };
         let index = pa.checked_sub(base)? / PAGE_SIZE;
         pages.get(usize::try_from(index).ok()?)
     }

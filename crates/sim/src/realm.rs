@@ -6,9 +6,7 @@ use crate::memory::Pas;
 use crate::stage2::{Stage2Fault, check_access};
 use cca_abi::rmm_el3;
 use rmm::context::{RecContext, word};
-use rmm::platform::{
-    El1, El3Refused, Facts, LiveTimers, NsFault, Page, Platform, RealmExit,
-};
+use rmm::platform::{El1, El3Refused, Facts, LiveTimers, NsFault, Page, Platform, RealmExit};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -72,13 +70,7 @@ impl RealmWorld {
     }
 
     /// Translates and checks one access; gives the physical address of its first byte.
-    fn reach(
-        &self,
-        ctx: &RecContext<'_>,
-        ipa: u64,
-        write: bool,
-        execute: bool,
-    ) -> Result<u64, Stage2Fault> {
+    fn reach(&self, ctx: &RecContext<'_>, ipa: u64, write: bool, execute: bool) -> Result<u64, Stage2Fault> {
         let memory = self.machine.memory();
         let (vttbr, vtcr) = (ctx.get(word::VTTBR_EL2), ctx.get(word::VTCR_EL2));
         let found = self.machine.tlb().translate(memory, vttbr, vtcr, ipa)?;
@@ -248,7 +240,8 @@ impl RealmWorld {
                     }
                     Err(TryRecvError::Disconnected) => {
                         let text = running.failed.lock().unwrap().take();
-                        self.machine.report_guest_failure(text.unwrap_or_else(|| "guest script ended".into()));
+                        self.machine
+                            .report_guest_failure(text.unwrap_or_else(|| "guest script ended".into()));
                         // A dead guest can only wait. The test sees the report.
                         return RealmExit::Sync { esr: EC_WFX << 26 | IL, far: 0, hpfar: 0 };
                     }
@@ -338,8 +331,8 @@ impl Platform for RealmWorld {
                 || (running.pending.is_none() && running.pc == ctx.pc())
                 || ctx.pc() == ctx.get(word::VBAR_EL1).wrapping_add(0x200)
         });
-        let mut running = resumed
-            .unwrap_or_else(|| Running::start(self.script_at(ctx), ctx.pc(), ctx.gpr(0)));
+        let mut running =
+            resumed.unwrap_or_else(|| Running::start(self.script_at(ctx), ctx.pc(), ctx.gpr(0)));
         let exit = self.run_script(cpu, ctx, &mut running);
         ctx.set(word::PLATFORM, self.machine.put_running(id, running));
         exit

@@ -145,7 +145,12 @@ impl Tlb {
 ///
 /// # Errors
 /// The fault that the hardware would report to EL2.
-pub fn check_access(memory: &Memory, found: Translation, write: bool, execute: bool) -> Result<(), Stage2Fault> {
+pub fn check_access(
+    memory: &Memory,
+    found: Translation,
+    write: bool,
+    execute: bool,
+) -> Result<(), Stage2Fault> {
     const PERMISSION_LEVEL3: u64 = 0x0F;
     const GPF: u64 = 0x28;
     const EXTERNAL: u64 = 0x10;

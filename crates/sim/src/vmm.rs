@@ -2,7 +2,7 @@
 //!
 //! [`STEPS`] is the whole construction as a list, so that a test can stop after any of them.
 
-use crate::host::{Process, SimKernel};
+use crate::host::{Process, Signal, SimKernel};
 use crate::memory::{Page, Pas};
 use cca_abi::kvm::{self, cap, device_type, exit, ioctl, reg, rme, run, vcpu_feature, vgic_attr};
 use kvm_realm::System;
@@ -217,9 +217,7 @@ impl Vmm {
     /// As the system call.
     pub fn punch_hole(&self, offset: u64, size: u64) -> Result<()> {
         match self.process.file(self.gmem) {
-            Some(FileObject::Gmem(gmem)) => {
-                self.process.run(|| gmem.fallocate(3, offset as i64, size as i64)).map(drop)
-            }
+            Some(FileObject::Gmem(gmem)) => self.process.run(|| gmem.fallocate(3, offset, size)).map(drop),
             _ => Err(Errno::EBADF),
         }
     }
@@ -231,7 +229,8 @@ impl Vmm {
             if id > 0 {
                 features |= 1 << vcpu_feature::POWER_OFF;
             }
-            let mut init = kvm::VcpuInit { target: kvm::TARGET_GENERIC_V8, features: [features, 0, 0, 0, 0, 0, 0] };
+            let mut init =
+                kvm::VcpuInit { target: kvm::TARGET_GENERIC_V8, features: [features, 0, 0, 0, 0, 0, 0] };
             self.ioctl(fd, ioctl::ARM_VCPU_INIT, &mut init)?;
             self.vcpus.push(fd);
         }
@@ -256,8 +255,12 @@ impl Vmm {
     }
 
     fn rme(&self, command: u64, address: u64) -> Result<()> {
-        let mut args =
-            kvm::EnableCap { cap: kvm::GENERATION_V2.cap_arm_rme, flags: 0, args: [command, address, 0, 0], pad: [0; 64] };
+        let mut args = kvm::EnableCap {
+            cap: kvm::GENERATION_V2.cap_arm_rme,
+            flags: 0,
+            args: [command, address, 0, 0],
+            pad: [0; 64],
+        };
         self.ioctl(self.vm, ioctl::ENABLE_CAP, &mut args).map(drop)
     }
 
@@ -403,18 +406,32 @@ impl Vmm {
         }
     }
 
-    /// Runs all vCPUs on threads of their own to the end; panics of theirs are this thread's.
+    /// Runs all vCPUs on threads of their own until one of them reports the guest's end, then interrupts the others, as
+    /// a VMM does.
     ///
     /// # Panics
     /// When a vCPU failed.
     pub fn run_all(&self, device: &(dyn Fn(u64, Option<u64>) -> u64 + Sync)) {
+        let signals: Vec<Signal> = self.vcpus.iter().map(|_| Signal::default()).collect();
+        let signals = &signals;
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..self.vcpus.len())
-                .map(|vcpu| scope.spawn(move || self.run_to_end(vcpu, device)))
+                .map(|vcpu| {
+                    scope.spawn(move || {
+                        signals[vcpu].adopt();
+                        let result = self.run_to_end(vcpu, device);
+                        signals.iter().for_each(Signal::raise);
+                        result
+                    })
+                })
                 .collect();
             for (vcpu, thread) in threads.into_iter().enumerate() {
                 let result = thread.join().expect("the vCPU's thread");
-                assert!(result.is_ok(), "vCPU {vcpu}: {result:?}, log: {:#?}", self.kernel.machine().log_lines());
+                assert!(
+                    matches!(result, Ok(_) | Err(Errno::EINTR)),
+                    "vCPU {vcpu}: {result:?}, log: {:#?}",
+                    self.kernel.machine().log_lines()
+                );
             }
         });
     }

@@ -51,7 +51,12 @@ impl Bench {
         drop(vmm);
         self.machine.assert_no_failures();
         self.machine.assert_all_memory_is_back();
-        assert_eq!(self.kernel.free_pages(), self.free, "pages are missing\nlog: {:#?}", self.machine.log_lines());
+        assert_eq!(
+            self.kernel.free_pages(),
+            self.free,
+            "pages are missing\nlog: {:#?}",
+            self.machine.log_lines()
+        );
     }
 }
 
@@ -158,7 +163,8 @@ fn a_vmm_that_dies_after_any_step_leaves_nothing_behind() {
     for count in 0..=STEPS.len() {
         let mut vmm = bench.vmm(Config { vcpus: 2, ..Config::default() });
         for (name, step) in &STEPS[..count] {
-            step(&mut vmm).unwrap_or_else(|errno| panic!("{name}: {errno}; {:#?}", bench.machine.log_lines()));
+            step(&mut vmm)
+                .unwrap_or_else(|errno| panic!("{name}: {errno}; {:#?}", bench.machine.log_lines()));
         }
         bench.finish(vmm);
     }
