@@ -81,7 +81,7 @@ mod tests {
     fn only_the_hosts_control_bits_are_taken() {
         let config = test_config();
         for bit in 0..64 {
-            let allowed = 0x40FE >> bit & 1 == 1;
+            let allowed = 0x40FEu64 >> bit & 1 == 1;
             let enter = GicEnter { hcr: 1 << bit, ..GicEnter::default() };
             assert_eq!(is_valid(&config, &enter), allowed, "bit {bit}");
         }

@@ -1,1 +1,223 @@
-//! A machine for unit tests.
+//! A machine for unit tests: memory with an owner per granule, and a guest made of closures.
+
+extern crate std;
+
+use core::fmt;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize};
+use std::boxed::Box;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::vec::Vec;
+
+use sha2::digest::generic_array::GenericArray;
+
+use crate::config::Config;
+use crate::context::{RecContext, word};
+use crate::platform::{
+    El1, El3Refused, Facts, GRANULE_SIZE, IdRegisters, LiveTimers, NsFault, Page, Platform, RealmExit,
+};
+use crate::{DramBank, Rmm};
+
+/// First byte of the machine's memory.
+pub(crate) const BASE: u64 = 0x8000_0000;
+/// Granules of memory.
+pub(crate) const GRANULES: usize = 4096;
+
+/// What the guest does in one run.
+pub(crate) type Step = Box<dyn FnOnce(&RecContext<'_>) -> RealmExit + Send>;
+
+/// A zeroed granule.
+pub(crate) fn new_page() -> Box<Page> {
+    Box::new([const { AtomicU64::new(0) }; 512])
+}
+
+fn facts() -> Facts {
+    Facts {
+        id: IdRegisters {
+            id_aa64mmfr0: 6,
+            id_aa64mmfr1: 1 << 8 | 2 << 4,
+            id_aa64mmfr2: 1 << 40,
+            id_aa64dfr0: 5 << 12 | 3 << 20 | 0xA,
+            ..IdRegisters::default()
+        },
+        // Five priority bits, 16-bit INTIDs, four list registers.
+        ich_vtr: 4 << 29 | 3,
+        num_cpus: 4,
+    }
+}
+
+pub(crate) fn test_config() -> Config {
+    Config::new(&facts()).unwrap()
+}
+
+/// The machine.
+pub(crate) struct TestPlatform {
+    facts: Facts,
+    memory: Vec<Box<Page>>,
+    realm_owned: Vec<AtomicBool>,
+    /// What the guest will do next.
+    pub(crate) script: Mutex<VecDeque<Step>>,
+    /// Count of TLB invalidations.
+    pub(crate) tlbis: AtomicUsize,
+    /// Whether SHA-256 is accelerated.
+    pub(crate) accelerated: AtomicBool,
+}
+
+impl TestPlatform {
+    fn index(pa: u64) -> usize {
+        usize::try_from((pa - BASE) / GRANULE_SIZE).unwrap()
+    }
+
+    pub(crate) fn is_realm_owned(&self, pa: u64) -> bool {
+        self.realm_owned[Self::index(pa)].load(Relaxed)
+    }
+
+    /// The granule, whoever owns it.
+    pub(crate) fn raw(&self, pa: u64) -> &Page {
+        &self.memory[Self::index(pa)]
+    }
+
+    fn ns(&self, pa: u64) -> Result<&Page, NsFault> {
+        if self.is_realm_owned(pa) { Err(NsFault) } else { Ok(self.raw(pa)) }
+    }
+}
+
+impl Platform for TestPlatform {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn granule(&self, pa: u64) -> &Page {
+        assert!(self.is_realm_owned(pa), "the RMM touches {pa:#x}, which it does not own");
+        self.raw(pa)
+    }
+
+    fn zero(&self, pa: u64) {
+        for word in self.granule(pa) {
+            word.store(0, Relaxed);
+        }
+    }
+
+    fn ns_read(&self, pa: u64, buf: &mut [u64]) -> Result<(), NsFault> {
+        let first = usize::try_from(pa % GRANULE_SIZE / 8).unwrap();
+        let page = self.ns(pa)?;
+        for (to, from) in buf.iter_mut().zip(&page[first..]) {
+            *to = from.load(Relaxed);
+        }
+        Ok(())
+    }
+
+    fn ns_write(&self, pa: u64, words: &[u64]) -> Result<(), NsFault> {
+        let first = usize::try_from(pa % GRANULE_SIZE / 8).unwrap();
+        for (to, &from) in self.ns(pa)?[first..].iter().zip(words) {
+            to.store(from, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn ns_copy_granule(&self, src: u64, dst: u64) -> Result<(), NsFault> {
+        for (to, from) in self.granule(dst).iter().zip(self.ns(src)?) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+        Ok(())
+    }
+
+    fn delegate(&self, pa: u64) -> Result<(), El3Refused> {
+        match self.realm_owned[Self::index(pa)].swap(true, Relaxed) {
+            false => Ok(()),
+            true => Err(El3Refused),
+        }
+    }
+
+    fn undelegate(&self, pa: u64) -> Result<(), El3Refused> {
+        match self.realm_owned[Self::index(pa)].swap(false, Relaxed) {
+            true => Ok(()),
+            false => Err(El3Refused),
+        }
+    }
+
+    fn publish_table_writes(&self) {}
+
+    fn tlbi_ipa(&self, _vttbr: u64, _vtcr: u64, _ipa: u64, _level: i64) {
+        self.tlbis.fetch_add(1, Relaxed);
+    }
+
+    fn tlbi_vmid(&self, _vttbr: u64, _vtcr: u64) {
+        self.tlbis.fetch_add(1, Relaxed);
+    }
+
+    fn sha256_blocks(&self, state: &mut [u32; 8], blocks: &[[u8; 64]]) -> bool {
+        if !self.accelerated.load(Relaxed) {
+            return false;
+        }
+        for block in blocks {
+            sha2::compress256(state, &[GenericArray::from(*block)]);
+        }
+        true
+    }
+
+    fn sha256_granule(&self, state: &mut [u32; 8], pa: u64) -> bool {
+        let bytes: Vec<u8> =
+            self.granule(pa).iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).collect();
+        bytes.chunks_exact(64).all(|block| self.sha256_blocks(state, &[block.try_into().unwrap()]))
+    }
+
+    fn rec_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
+
+    fn rec_run(&self, _cpu: usize, ctx: &RecContext<'_>) -> RealmExit {
+        let step = self.script.lock().unwrap().pop_front();
+        step.map_or(RealmExit::Irq, |step| step(ctx))
+    }
+
+    fn rec_save(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
+
+    fn el1(&self, _cpu: usize, ctx: &RecContext<'_>, register: El1) -> u64 {
+        ctx.get(el1_word(register))
+    }
+
+    fn set_el1(&self, _cpu: usize, ctx: &RecContext<'_>, register: El1, value: u64) {
+        ctx.set(el1_word(register), value);
+    }
+
+    fn timers(&self, _cpu: usize, ctx: &RecContext<'_>) -> LiveTimers {
+        LiveTimers { cntv_ctl: ctx.get(word::CNTV_CTL), cntp_ctl: ctx.get(word::CNTP_CTL) }
+    }
+
+    fn debug_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
+
+    fn log(&self, line: fmt::Arguments<'_>) {
+        std::println!("{line}");
+    }
+
+    fn fatal(&self, reason: fmt::Arguments<'_>) -> ! {
+        panic!("fatal: {reason}")
+    }
+}
+
+fn el1_word(register: El1) -> usize {
+    match register {
+        El1::Vbar => word::VBAR_EL1,
+        El1::Sctlr => word::SCTLR_EL1,
+        El1::Elr => word::ELR_EL1,
+        El1::Spsr => word::SPSR_EL1,
+        El1::Esr => word::ESR_EL1,
+        El1::Far => word::FAR_EL1,
+    }
+}
+
+/// An RMM on a fresh test machine.
+pub(crate) fn new_rmm() -> Rmm<'static, TestPlatform> {
+    let platform = TestPlatform {
+        facts: facts(),
+        memory: (0..GRANULES).map(|_| new_page()).collect(),
+        realm_owned: (0..GRANULES).map(|_| AtomicBool::new(false)).collect(),
+        script: Mutex::new(VecDeque::new()),
+        tlbis: AtomicUsize::new(0),
+        accelerated: AtomicBool::new(false),
+    };
+    let metadata: Vec<AtomicU16> = (0..GRANULES).map(|_| AtomicU16::new(0)).collect();
+    let bank = DramBank { base: BASE, size: GRANULES as u64 * GRANULE_SIZE };
+    // One leak of a few pages per test.
+    Rmm::new(platform, &[bank], Vec::leak(metadata)).unwrap()
+}

@@ -1,0 +1,10 @@
+//! Tests of whole commands, on a machine without hardware.
+
+extern crate std;
+
+mod host;
+mod life;
+mod measured;
+mod orders;
+mod running;
+mod tables;
