@@ -27,6 +27,8 @@ pub enum Fault {
 pub enum RipasChange {
     /// Done up to here.
     Changed(u64),
+    /// Done, and of no interest to user space: it has no memory there.
+    Unbacked,
     /// The request was refused.
     Rejected,
 }
@@ -156,17 +158,15 @@ impl<K: Kernel> Vm<K> {
         if !aligned || base >= top || top > rtt.geometry().protected_end() {
             return Err(Errno::EIO);
         }
-        let limit = match memory.slots.find(base) {
-            Some(slot) if slot.gmem.is_some() => slot.end(),
-            slot => {
-                if ripas == Ripas::Ram {
-                    return Ok(RipasChange::Rejected);
-                }
-                match slot {
-                    Some(slot) => slot.end(),
-                    None => memory.slots.next_start(base).unwrap_or(top),
-                }
-            }
+        let slot = memory.slots.find(base);
+        let backed = slot.is_some_and(|slot| slot.gmem.is_some());
+        if ripas == Ripas::Ram && !backed {
+            return Ok(RipasChange::Rejected);
+        }
+        // Only what is alike: one slot, or the hole before the next.
+        let limit = match slot {
+            Some(slot) => slot.end(),
+            None => memory.slots.next_start(base).unwrap_or(top),
         };
         let top = top.min(limit);
         let reached =
@@ -178,6 +178,6 @@ impl<K: Kernel> Vm<K> {
                 rtt.fold(&self.rmi, base, reached);
             }
         }
-        Ok(RipasChange::Changed(reached))
+        Ok(if backed { RipasChange::Changed(reached) } else { RipasChange::Unbacked })
     }
 }

@@ -143,8 +143,10 @@ impl<K: Kernel> Runner<'_, K> {
             if !Self::may_run(vm, vcpu) {
                 return false;
             }
-            rec.run.set_gic(&vgic.flush(vcpu.index, lrs), lrs);
+            let image = vgic.flush(vcpu.index, lrs);
             flushed = true;
+            debug_assert_eq!(image.validate(lrs), Ok(()));
+            rec.run.set_gic(&image, lrs);
             !vcpu.news.load(SeqCst)
         });
         if entry == Entry::Refused {
@@ -211,7 +213,7 @@ impl<K: Kernel> Runner<'_, K> {
             }
             _ => {
                 self.vm.rmi.log("enter a REC", error);
-                Err(error.into())
+                Err(Errno::ENXIO)
             }
         }
     }
@@ -364,7 +366,7 @@ impl<K: Kernel> Runner<'_, K> {
             RipasChange::Changed(reached) if reached > base => {
                 Ok(self.memory_fault(base, reached - base, ripas == Ripas::Ram))
             }
-            RipasChange::Changed(_) => Ok(Next::Enter),
+            RipasChange::Changed(_) | RipasChange::Unbacked => Ok(Next::Enter),
             RipasChange::Rejected => {
                 self.vm.kernel.log(
                     LogLevel::Debug,
