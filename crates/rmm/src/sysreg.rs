@@ -93,14 +93,18 @@ const fn without<const N: usize>(value: u64, shifts: [u32; N]) -> u64 {
 /// What a Realm reads from the ID register at (3, 0, 0, `crm`, `op2`).
 ///
 /// Hidden because the RMM does not switch or does not offer them: SVE, SME, MTE, AMU, MPAM, RME, NMI, GCS and later
-/// PFR1 fields, PMU, trace, profiling, branch records, nested virtualization, LS64. Registers that are not listed
+/// PFR1 fields, PMU, trace, profiling, branch records, nested virtualization, LS64,
+/// SCXTNUM. Registers that are not listed
 /// read as zero, which says "not implemented" throughout (ISAR2 and MMFR3 among them).
 fn id_register(id: &IdRegisters, realm: Realm<'_>, crm: u64, op2: u64) -> u64 {
     match (crm, op2) {
-        // PFR0 without SVE, MPAM, AMU, RME.
-        (4, 0) => without(id.id_aa64pfr0, [32, 40, 44, 52]),
-        // PFR1 without MTE, MPAM_frac, SME, RNDR_trap, NMI, MTE_frac, GCS, THE, MTEX, DF2, PFAR.
-        (4, 1) => without(id.id_aa64pfr1, [8, 16, 24, 28, 36, 40, 44, 48, 52, 56, 60]),
+        // PFR0 without SVE, MPAM, AMU, RME; CSV2 at most 1, because SCXTNUM_ELx trap.
+        (4, 0) => {
+            let csv2 = field(id.id_aa64pfr0, 56, 4).min(1);
+            without(id.id_aa64pfr0, [32, 40, 44, 52, 56]) | csv2 << 56
+        }
+        // PFR1 without MTE, MPAM_frac, SME, RNDR_trap, CSV2_frac, NMI, MTE_frac, GCS, THE, MTEX, DF2, PFAR.
+        (4, 1) => without(id.id_aa64pfr1, [8, 16, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]),
         (5, 0) => debug_features(id, realm),
         (5, 1) => 0,
         (5, 4) => id.id_aa64afr0,
@@ -152,7 +156,7 @@ mod tests {
             id_aa64dfr0: u64::MAX,
             ..IdRegisters::default()
         };
-        assert_eq!(id_register(&all, realm, 4, 0), 0xFF0F_00F0_FFFF_FFFF);
+        assert_eq!(id_register(&all, realm, 4, 0), 0xF10F_00F0_FFFF_FFFF);
         assert_eq!(field(id_register(&all, realm, 4, 1), 24, 4), 0);
         assert_eq!(field(id_register(&all, realm, 5, 0), 8, 4), 0, "no PMU");
         assert_eq!(id_register(&all, realm, 6, 2), 0);

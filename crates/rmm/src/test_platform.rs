@@ -55,11 +55,14 @@ pub(crate) fn test_config() -> Config {
 pub(crate) struct TestPlatform {
     facts: Facts,
     memory: Vec<Box<Page>>,
-    realm_owned: Vec<AtomicBool>,
+    /// Who owns each granule; held while the host's side of it is accessed, as if every access were checked.
+    realm_owned: Vec<Mutex<bool>>,
     /// What the guest will do next.
     pub(crate) script: Mutex<VecDeque<Step>>,
     /// Count of TLB invalidations.
     pub(crate) tlbis: AtomicUsize,
+    /// If set, what the guest does when the script is empty.
+    pub(crate) habit: Mutex<Option<fn(&RecContext<'_>) -> RealmExit>>,
     /// Whether SHA-256 is accelerated.
     pub(crate) accelerated: AtomicBool,
 }
@@ -70,7 +73,7 @@ impl TestPlatform {
     }
 
     pub(crate) fn is_realm_owned(&self, pa: u64) -> bool {
-        self.realm_owned[Self::index(pa)].load(Relaxed)
+        *self.realm_owned[Self::index(pa)].lock().unwrap()
     }
 
     /// The granule, whoever owns it.
@@ -78,8 +81,23 @@ impl TestPlatform {
         &self.memory[Self::index(pa)]
     }
 
-    fn ns(&self, pa: u64) -> Result<&Page, NsFault> {
-        if self.is_realm_owned(pa) { Err(NsFault) } else { Ok(self.raw(pa)) }
+    /// A host access: refused if the granule is not the host's.
+    fn ns(&self, pa: u64, access: impl FnOnce(&[AtomicU64])) -> Result<(), NsFault> {
+        let realm_owned = self.realm_owned[Self::index(pa)].lock().unwrap();
+        if *realm_owned {
+            return Err(NsFault);
+        }
+        access(&self.raw(pa)[usize::try_from(pa % GRANULE_SIZE / 8).unwrap()..]);
+        Ok(())
+    }
+
+    fn transfer(&self, pa: u64, to_realm: bool) -> Result<(), El3Refused> {
+        let mut realm_owned = self.realm_owned[Self::index(pa)].lock().unwrap();
+        if *realm_owned == to_realm {
+            return Err(El3Refused);
+        }
+        *realm_owned = to_realm;
+        Ok(())
     }
 }
 
@@ -100,41 +118,36 @@ impl Platform for TestPlatform {
     }
 
     fn ns_read(&self, pa: u64, buf: &mut [u64]) -> Result<(), NsFault> {
-        let first = usize::try_from(pa % GRANULE_SIZE / 8).unwrap();
-        let page = self.ns(pa)?;
-        for (to, from) in buf.iter_mut().zip(&page[first..]) {
-            *to = from.load(Relaxed);
-        }
-        Ok(())
+        self.ns(pa, |words| {
+            for (to, from) in buf.iter_mut().zip(words) {
+                *to = from.load(Relaxed);
+            }
+        })
     }
 
     fn ns_write(&self, pa: u64, words: &[u64]) -> Result<(), NsFault> {
-        let first = usize::try_from(pa % GRANULE_SIZE / 8).unwrap();
-        for (to, &from) in self.ns(pa)?[first..].iter().zip(words) {
-            to.store(from, Relaxed);
-        }
-        Ok(())
+        self.ns(pa, |to| {
+            for (to, &from) in to.iter().zip(words) {
+                to.store(from, Relaxed);
+            }
+        })
     }
 
     fn ns_copy_granule(&self, src: u64, dst: u64) -> Result<(), NsFault> {
-        for (to, from) in self.granule(dst).iter().zip(self.ns(src)?) {
-            to.store(from.load(Relaxed), Relaxed);
-        }
-        Ok(())
+        let dst = self.granule(dst);
+        self.ns(src, |words| {
+            for (to, from) in dst.iter().zip(words) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
+        })
     }
 
     fn delegate(&self, pa: u64) -> Result<(), El3Refused> {
-        match self.realm_owned[Self::index(pa)].swap(true, Relaxed) {
-            false => Ok(()),
-            true => Err(El3Refused),
-        }
+        self.transfer(pa, true)
     }
 
     fn undelegate(&self, pa: u64) -> Result<(), El3Refused> {
-        match self.realm_owned[Self::index(pa)].swap(false, Relaxed) {
-            true => Ok(()),
-            false => Err(El3Refused),
-        }
+        self.transfer(pa, false)
     }
 
     fn publish_table_writes(&self) {}
@@ -167,7 +180,12 @@ impl Platform for TestPlatform {
 
     fn rec_run(&self, _cpu: usize, ctx: &RecContext<'_>) -> RealmExit {
         let step = self.script.lock().unwrap().pop_front();
-        step.map_or(RealmExit::Irq, |step| step(ctx))
+        let habit = *self.habit.lock().unwrap();
+        match (step, habit) {
+            (Some(step), _) => step(ctx),
+            (None, Some(habit)) => habit(ctx),
+            (None, None) => RealmExit::Irq,
+        }
     }
 
     fn rec_save(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
@@ -211,9 +229,10 @@ pub(crate) fn new_rmm() -> Rmm<'static, TestPlatform> {
     let platform = TestPlatform {
         facts: facts(),
         memory: (0..GRANULES).map(|_| new_page()).collect(),
-        realm_owned: (0..GRANULES).map(|_| AtomicBool::new(false)).collect(),
+        realm_owned: (0..GRANULES).map(|_| Mutex::new(false)).collect(),
         script: Mutex::new(VecDeque::new()),
         tlbis: AtomicUsize::new(0),
+        habit: Mutex::new(None),
         accelerated: AtomicBool::new(false),
     };
     let metadata: Vec<AtomicU16> = (0..GRANULES).map(|_| AtomicU16::new(0)).collect();

@@ -2,6 +2,7 @@
 
 extern crate std;
 
+mod chaos;
 mod host;
 mod life;
 mod measured;

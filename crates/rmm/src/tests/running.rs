@@ -56,7 +56,7 @@ fn an_emulated_load_and_store_cross_the_boundary_and_nothing_else_does() {
     assert_eq!(reason(&exit), 0);
     assert_eq!(exit.esr, 0x24 << 26 | ISV | WORD_ACCESS | WNR | 0x07);
     assert_eq!(exit.far, 0x124);
-    assert_eq!(exit.hpfar, SHARED + 0x9000 >> 8);
+    assert_eq!(exit.hpfar, (SHARED + 0x9000) >> 8);
     assert_eq!((exit.gprs[0], exit.gprs[5]), (0x1234_5678, 0));
     // Emulated: the REC goes on behind the instruction; then it loads.
     host.flags(&rec, 1);
