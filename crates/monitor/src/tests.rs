@@ -1,1 +1,10 @@
-#![allow(missing_docs)]
+//! Tests of the core on a machine made of plain memory.
+
+mod attest;
+mod dtb;
+mod enables;
+mod gpt;
+mod machine;
+mod manifest;
+mod psci;
+mod smc;
