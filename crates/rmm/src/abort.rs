@@ -13,6 +13,7 @@ use crate::run::{Flow, Run};
 
 // Fields of ESR_EL2 for an abort.
 const EC: u64 = 0x3F << 26;
+const ISS: u64 = 0x1FF_FFFF;
 const IL: u64 = 1 << 25;
 const ISV: u64 = 1 << 24;
 const SAS: u64 = 3 << 22;
@@ -149,7 +150,7 @@ pub(crate) fn serror(run: &mut Run<'_>, esr: u64) -> Flow {
     const AET_CE: u64 = 6 << 10;
     run.exit.esr = esr & (EC | IDS | AET | EA | FSC);
     if esr & IDS != 0 || !matches!(esr & AET, AET_UEO | AET_CE) {
-        run.rec.set_vserror(esr);
+        run.rec.set_vserror(Some(esr & ISS));
     }
     run.leave(ExitReason::SError)
 }

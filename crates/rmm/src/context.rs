@@ -17,6 +17,8 @@
 //! | `FP` (V0–V31), `FPSR`, `FPCR` | lazily at the first FP trap, or here | – | stored if loaded |
 //! | `DBGBVR` … `DBGWCR` | by `debug_load` only | – | stored if loaded |
 //!
+//! After `rec_run` HCR_EL2.VSE is clear in the word if the REC has taken its virtual SError.
+//!
 //! Timer words: `CNTV_CTL`/`CNTP_CTL` are stored with ISTATUS as read at `rec_save`. Offsets are always zero
 //! (`CNTVOFF_EL2`, `CNTPOFF_EL2`), which the platform sets once or at `rec_load`.
 //!

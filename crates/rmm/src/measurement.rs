@@ -4,7 +4,7 @@
 use cca_abi::rmi::{HashAlgorithm, RealmParams, RecParams};
 use sha2::digest::generic_array::GenericArray;
 use sha2::{Digest, Sha256, Sha512};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::platform::{Page, Platform};
 use core::sync::atomic::Ordering::Relaxed;
@@ -16,6 +16,9 @@ const _: () = assert!(cfg!(target_endian = "little"), "structures are laid out l
 
 const SHA256_INIT: [u32; 8] =
     [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
+
+/// Messages up to this length, all descriptors among them, are padded in a copy and hashed by one call.
+const SHORT: usize = 256;
 
 const DESC_DATA: u64 = 0;
 const DESC_REC: u64 = 1;
@@ -63,26 +66,21 @@ impl<'p, P: Platform> Hasher<'p, P> {
     }
 
     fn sha256(&self, bytes: &[u8]) -> Measurement {
-        let whole = bytes.len() / 64 * 64;
+        let whole = if bytes.len() <= SHORT { 0 } else { bytes.len() / 64 * 64 };
         let mut state = SHA256_INIT;
-        for block in bytes[..whole].chunks_exact(64) {
-            self.compress(&mut state, block);
-        }
+        self.compress(&mut state, &bytes[..whole]);
         self.sha256_finish(state, &bytes[whole..], bytes.len())
     }
 
-    /// Pads: `rest` is what is left of a message of `length` bytes after its whole blocks.
+    /// Pads and finishes: `rest`, at most [`SHORT`] bytes, is what is left of a message of `length` bytes.
     fn sha256_finish(&self, mut state: [u32; 8], rest: &[u8], length: usize) -> Measurement {
-        let mut block = [0u8; 64];
-        block[..rest.len()].copy_from_slice(rest);
-        block[rest.len()] = 0x80;
-        if rest.len() >= 56 {
-            self.compress(&mut state, &block);
-            block = [0u8; 64];
-        }
+        let mut padded = [0u8; SHORT + 64];
+        let end = (rest.len() + 9).next_multiple_of(64);
+        padded[..rest.len()].copy_from_slice(rest);
+        padded[rest.len()] = 0x80;
         // Messages here are at most a granule long.
-        block[56..].copy_from_slice(&(length as u64 * 8).to_be_bytes());
-        self.compress(&mut state, &block);
+        padded[end - 8..end].copy_from_slice(&(length as u64 * 8).to_be_bytes());
+        self.compress(&mut state, &padded[..end]);
         let mut out = Measurement::default();
         for (bytes, word) in out.as_mut_bytes().chunks_exact_mut(4).zip(state) {
             bytes.copy_from_slice(&word.to_be_bytes());
@@ -90,11 +88,13 @@ impl<'p, P: Platform> Hasher<'p, P> {
         out
     }
 
-    fn compress(&self, state: &mut [u32; 8], block: &[u8]) {
-        let mut copy = [0u8; 64];
-        copy.copy_from_slice(block);
-        if !self.platform.sha256_blocks(state, &[copy]) {
-            sha2::compress256(state, &[GenericArray::from(copy)]);
+    /// Folds whole blocks into `state`, in one call of the platform: each has a price.
+    fn compress(&self, state: &mut [u32; 8], bytes: &[u8]) {
+        let blocks = <[[u8; 64]]>::ref_from_bytes(bytes).unwrap_or_default();
+        if !blocks.is_empty() && !self.platform.sha256_blocks(state, blocks) {
+            for block in blocks {
+                sha2::compress256(state, &[GenericArray::from(*block)]);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use cca_abi::rmi::{HashAlgorithm, MAX_START_TABLES, RealmParams, Status};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Rmm;
 use crate::answer::{Answer, NONE, one};
@@ -298,16 +298,14 @@ impl<P: Platform> Rmm<'_, P> {
     }
 
     /// Copies a parameter granule from NS memory.
-    pub(crate) fn read_params<T: FromZeros + IntoBytes + zerocopy::FromBytes>(
-        &self,
-        pa: u64,
-    ) -> Result<T, Status> {
-        const { assert!(size_of::<T>() == 4096) };
+    pub(crate) fn read_params<T: FromBytes + IntoBytes>(&self, pa: u64) -> Result<T, Status> {
+        const { assert!(size_of::<T>() == 4096 && align_of::<T>() == 8) };
         if !self.granules.is_undelegated(pa) {
             return Err(Status::ErrorInput);
         }
-        let mut words = [0u64; 512];
-        self.platform.ns_read(pa, &mut words).map_err(|_| Status::ErrorInput)?;
-        T::read_from_bytes(words.as_bytes()).map_err(|_| Status::ErrorInput)
+        let mut params = T::new_zeroed();
+        let words = <[u64]>::mut_from_bytes(params.as_mut_bytes()).map_err(|_| Status::ErrorInput)?;
+        self.platform.ns_read(pa, words).map_err(|_| Status::ErrorInput)?;
+        Ok(params)
     }
 }

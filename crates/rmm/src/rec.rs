@@ -31,7 +31,8 @@ mod word {
     pub(super) const ABORT_ESR: usize = 13;
     pub(super) const ABORT_FAR: usize = 14;
     pub(super) const TIMERS: usize = 15;
-    pub(super) const VSERROR: usize = 16;
+    pub(super) const VSERROR_PENDING: usize = 16;
+    pub(super) const VSERROR: usize = 17;
 }
 
 /// A view of a REC granule. It is read and written under the REC's lock, or by the CPU that runs it.
@@ -176,16 +177,17 @@ impl<'a> Rec<'a> {
         self.set(word::TIMERS, outputs);
     }
 
-    /// The syndrome of a virtual SError to be injected at the next entry.
+    /// The syndrome (ISS) of a virtual SError to be injected at the next entry.
     pub(crate) fn take_vserror(&self) -> Option<u64> {
-        let pending = self.get(word::VSERROR);
-        self.set(word::VSERROR, 0);
-        (pending != 0).then_some(pending)
+        let pending = self.get(word::VSERROR_PENDING) != 0;
+        self.set(word::VSERROR_PENDING, 0);
+        pending.then(|| self.get(word::VSERROR))
     }
 
-    /// Remembers a virtual SError; `esr` has its EC, so it is never zero.
-    pub(crate) fn set_vserror(&self, esr: u64) {
-        self.set(word::VSERROR, esr);
+    /// Remembers a virtual SError.
+    pub(crate) fn set_vserror(&self, syndrome: Option<u64>) {
+        self.set(word::VSERROR_PENDING, u64::from(syndrome.is_some()));
+        self.set(word::VSERROR, syndrome.unwrap_or(0));
     }
 }
 

@@ -3,7 +3,7 @@
 use cca_abi::rmi::{ExitReason, MAX_LRS, RecExit, RecRun, Ripas, Status, enter_flags};
 use cca_abi::rsi;
 use core::mem::offset_of;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::Rmm;
 use crate::abort;
@@ -107,13 +107,11 @@ impl<P: Platform> Rmm<'_, P> {
         self.enter_and_run(&mut run, &enter, inject_sea, emulated);
         gic::report(&self.config, &run.ctx, &mut run.exit);
         rec.set_timers_reported(timer::report(&run.ctx, &mut run.exit));
-        let exit = run.exit;
         self.granules.put(rec_pa);
 
-        let mut words = [0u64; size_of::<RecExit>() / 8];
-        words.as_mut_bytes().copy_from_slice(exit.as_bytes());
+        let words = <[u64]>::ref_from_bytes(run.exit.as_bytes()).map_err(|_| Status::ErrorInput)?;
         let exit_at = run_ptr + offset_of!(RecRun, exit) as u64;
-        self.platform.ns_write(exit_at, &words).map_err(|_| Status::ErrorInput)?;
+        self.platform.ns_write(exit_at, words).map_err(|_| Status::ErrorInput)?;
         Ok(NONE)
     }
 
@@ -164,7 +162,7 @@ impl<P: Platform> Rmm<'_, P> {
         }
         if let Some(esr) = rec.take_vserror() {
             hcr |= reset::HCR_VSE;
-            ctx.set(word::VSESR_EL2, esr & 0x1FF_FFFF);
+            ctx.set(word::VSESR_EL2, esr);
         }
         ctx.set(word::HCR_EL2, hcr);
         let debugging = ctx.get(word::MDSCR_EL1) & MDSCR_MDE != 0;
@@ -179,6 +177,10 @@ impl<P: Platform> Rmm<'_, P> {
         }
         while self.run_once(run) == Flow::Resume {}
         self.platform.rec_save(run.cpu, &ctx);
+        if ctx.get(word::HCR_EL2) & reset::HCR_VSE != 0 {
+            // The Realm had SErrors masked all the time.
+            rec.set_vserror(Some(ctx.get(word::VSESR_EL2)));
+        }
     }
 
     /// One stretch of Realm execution.

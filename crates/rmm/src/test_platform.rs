@@ -27,6 +27,9 @@ pub(crate) const GRANULES: usize = 4096;
 /// What the guest does in one run.
 pub(crate) type Step = Box<dyn FnOnce(&RecContext<'_>) -> RealmExit + Send>;
 
+/// What the guest does whenever it runs.
+pub(crate) type Habit = fn(&RecContext<'_>) -> RealmExit;
+
 /// A zeroed granule.
 pub(crate) fn new_page() -> Box<Page> {
     Box::new([const { AtomicU64::new(0) }; 512])
@@ -62,7 +65,7 @@ pub(crate) struct TestPlatform {
     /// Count of TLB invalidations.
     pub(crate) tlbis: AtomicUsize,
     /// If set, what the guest does when the script is empty.
-    pub(crate) habit: Mutex<Option<fn(&RecContext<'_>) -> RealmExit>>,
+    pub(crate) habit: Mutex<Option<Habit>>,
     /// Whether SHA-256 is accelerated.
     pub(crate) accelerated: AtomicBool,
 }

@@ -534,3 +534,30 @@ fn the_run_page_disappearing_is_the_hosts_error() {
     assert_eq!(host.enter(&rec), Status::ErrorInput);
     host.ok(fid::REC_DESTROY, &[rec.rec]);
 }
+
+#[test]
+fn a_virtual_serror_waits_until_the_realm_takes_it() {
+    const VSE: u64 = 1 << 8;
+    let host = Host::new();
+    let (_, rec) = host.active();
+    // AET says recoverable: the Realm's state is affected.
+    host.guest(|_| RealmExit::SError { esr: 0x2F << 26 | 3 << 10 | 0x11 });
+    let exit = host.enter_ok(&rec);
+    assert_eq!((reason(&exit), exit.esr), (6, 0x2F << 26 | 3 << 10 | 0x11));
+    for taken in [false, true] {
+        host.guest(move |ctx| {
+            assert_eq!(ctx.get(word::HCR_EL2) & VSE, VSE);
+            assert_eq!(ctx.get(word::VSESR_EL2), 3 << 10 | 0x11);
+            if taken {
+                ctx.set(word::HCR_EL2, ctx.get(word::HCR_EL2) & !VSE);
+            }
+            RealmExit::Irq
+        });
+        host.enter_ok(&rec);
+    }
+    host.guest(|ctx| {
+        assert_eq!(ctx.get(word::HCR_EL2) & VSE, 0);
+        RealmExit::Irq
+    });
+    host.enter_ok(&rec);
+}
