@@ -232,8 +232,8 @@ impl<K: Kernel> Runner<'_, K> {
 
     /// WFI: sleeps until an interrupt can be signalled, a timer expires, or there is other news.
     fn wait(&mut self) -> Result<Next> {
-        let (vcpu, vgic) = (self.vcpu, self.vgic);
-        let lines = self.state.timers.at(self.vm.kernel.counter());
+        let (vm, vcpu, vgic) = (self.vm, self.vcpu, self.vgic);
+        let lines = self.state.timers.at(vm.kernel.counter());
         self.drive_timers(lines);
         let deadline = self.state.timers.deadline();
         vcpu.news.store(false, SeqCst);
@@ -242,7 +242,7 @@ impl<K: Kernel> Runner<'_, K> {
         // Waking without reason is allowed; going on sleeping after a signal is not needed.
         self.state.waiting = false;
         slept?;
-        let lines = self.state.timers.at(self.vm.kernel.counter());
+        let lines = self.state.timers.at(vm.kernel.counter());
         self.drive_timers(lines);
         Ok(Next::Enter)
     }
