@@ -7,6 +7,7 @@
 use core::arch::global_asm;
 
 use crate::context;
+use crate::layout;
 use crate::pagetable;
 
 global_asm!(
@@ -81,7 +82,9 @@ copy:
     b       copy
 1:  ret
 
-// Waits, with translation off, until this CPU's release word is not zero.
+// Waits, with translation off, until this CPU's release word is not zero. The wait is a WFI, not a spin:
+// parked CPUs must not take the emulator's time from those that work. Whoever writes the word also sends SGI
+// 15, which is in Group 0 (EL3's own) on a parked CPU and on no other.
 .section .text.park, "ax"
 .global cpu_park
 cpu_park:
@@ -95,16 +98,48 @@ cpu_park:
     add     x19, x0, x19, lsl #4
     cmp     x19, #{MAX_CPUS}
     b.hs    9f
+    // Own redistributor: awake, SGI 15 in Group 0 and enabled.
+    ldr     x2, ={GICR}
+    add     x2, x2, x19, lsl #17
+    ldr     w3, [x2, #0x14]
+    bic     w3, w3, #2
+    str     w3, [x2, #0x14]
+1:  ldr     w3, [x2, #0x14]
+    tbnz    w3, #2, 1b
+    add     x2, x2, #0x10, lsl #12
+    ldr     w3, [x2, #0x80]
+    bic     w3, w3, #(1 << {WAKE_SGI})
+    str     w3, [x2, #0x80]
+    ldr     w3, [x2, #0xd00]
+    bic     w3, w3, #(1 << {WAKE_SGI})
+    str     w3, [x2, #0xd00]
+    mov     w3, #(1 << {WAKE_SGI})
+    str     w3, [x2, #0x100]
+    mov     x3, #0xf
+    msr     S3_6_C12_C12_5, x3      // ICC_SRE_EL3
+    isb
+    mov     x3, #0xff
+    msr     S3_0_C4_C6_0, x3        // ICC_PMR_EL1
+    mov     x3, #1
+    msr     S3_0_C12_C12_6, x3      // ICC_IGRPEN0_EL1
+    isb
     ldr     x0, =RELEASE
     add     x0, x0, x19, lsl #6
 1:  ldr     x1, [x0]
     cbnz    x1, 2f
-    wfe
+    dsb     sy
+    wfi
     b       1b
 2:  str     xzr, [x0]
     dsb     sy
+    mrs     x1, S3_0_C12_C8_0       // ICC_IAR0_EL1
+    cmp     w1, #1020
+    b.hs    3f
+    msr     S3_0_C12_C8_1, x1       // ICC_EOIR0_EL1
+3:  msr     S3_0_C12_C12_6, xzr
+    isb
     b       cpu_start
-9:  wfe
+9:  wfi
     b       9b
 
 // x19: CPU number. Runs in RAM.
@@ -146,6 +181,8 @@ cpu_start:
     MAIR = const pagetable::MAIR_EL3,
     TCR = const pagetable::TCR_EL3,
     HOLD_MAGIC = const 0x6b76_6d2d_7265_616c_u64,
+    GICR = const layout::GICR,
+    WAKE_SGI = const layout::WAKE_SGI,
     MAX_CPUS = const monitor::MAX_CPUS,
     CPU_BLOCK_SIZE = const context::CPU_BLOCK_SIZE,
     CRASH_AREA_HI = const context::CRASH_AREA >> 12,

@@ -1,17 +1,19 @@
 //! GICv3, the parts that only EL3 can do: every interrupt belongs to the host (Group 1 Non-secure), and each
-//! CPU's redistributor is awake. There is no secure interrupt.
+//! CPU's redistributor is awake. The one exception is how a parked CPU is woken: see [`wake`].
 
 use core::arch::asm;
 
-use crate::layout::{GICD, GICR, GICR_STRIDE};
+use crate::layout::{GICD, GICR, GICR_STRIDE, WAKE_SGI};
 use crate::mmio::{read32, write32};
 
 const GICD_CTLR: usize = 0x0000;
 const GICD_CTLR_GROUPS: u32 = 0b111;
+const GICD_CTLR_GROUP0: u32 = 0b001;
 const GICD_CTLR_RWP: u32 = 1 << 31;
 const GICD_TYPER: usize = 0x0004;
 const IGROUPR: usize = 0x0080;
 const ICENABLER: usize = 0x0180;
+const ICPENDR: usize = 0x0280;
 const IPRIORITYR: usize = 0x0400;
 const ICFGR: usize = 0x0C00;
 const IGRPMODR: usize = 0x0D00;
@@ -41,6 +43,8 @@ pub fn init_distributor() {
                 write32(GICD + ICFGR + (word * 2 + i) * 4, 0);
             }
         }
+        // For `wake`. The host cannot see Group 0, and switches its own group on by itself.
+        write32(GICD + GICD_CTLR, control & !GICD_CTLR_GROUPS | GICD_CTLR_GROUP0);
     }
 }
 
@@ -55,6 +59,9 @@ pub fn init_cpu(cpu: usize) {
         write32(sgi + ICENABLER, u32::MAX);
         write32(sgi + IGROUPR, u32::MAX);
         write32(sgi + IGRPMODR, 0);
+        // A wake-up that came when this CPU was awake already. No other can follow: there is no interrupt of
+        // Group 0 any more.
+        write32(sgi + ICPENDR, u32::MAX);
         for i in 0..8 {
             write32(sgi + IPRIORITYR + i * 4, PRIORITIES);
         }
@@ -78,14 +85,16 @@ pub fn init_cpu(cpu: usize) {
     }
 }
 
-/// Before this CPU is parked: no interrupt reaches it.
-pub fn cpu_off(cpu: usize) {
-    let rd = GICR + cpu * GICR_STRIDE;
-    // SAFETY: as in `init_cpu`.
-    unsafe {
-        // ICC_IGRPEN1_EL1 of the host's view, through ICC_IGRPEN1_EL3.EnableGrp1NS.
-        asm!("msr S3_6_C12_C12_7, xzr", "isb", options(nostack, nomem));
-        write32(rd + GICR_WAKER, read32(rd + GICR_WAKER) | WAKER_PROCESSOR_SLEEP);
-        while read32(rd + GICR_WAKER) & WAKER_CHILDREN_ASLEEP == 0 {}
-    }
+/// Before this CPU is parked: none of the host's interrupts reaches it.
+pub fn cpu_off() {
+    // SAFETY: clears ICC_IGRPEN1_EL3.{EnableGrp1S, EnableGrp1NS} of a CPU that runs no world.
+    unsafe { asm!("msr S3_6_C12_C12_7, xzr", "isb", options(nostack, nomem)) };
+}
+
+/// Ends a parked CPU's wait: the SGI is in Group 0 there, which the host can neither send nor see.
+pub fn wake(cpu: usize) {
+    let (aff1, aff0) = (cpu as u64 / 16, cpu as u64 % 16);
+    let value = 1 << aff0 | aff1 << 16 | u64::from(WAKE_SGI) << 24;
+    // SAFETY: ICC_SGI0R_EL1; sends an interrupt.
+    unsafe { asm!("msr S3_0_C12_C11_7, {}", "isb", in(reg) value, options(nostack, nomem)) };
 }

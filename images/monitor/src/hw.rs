@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use monitor::{MAX_CPUS, Pas, Platform};
 
+use crate::gic;
 use crate::layout::SHARED_PAGE;
 use crate::sysreg::read_sysreg;
 use crate::uart;
@@ -106,7 +107,8 @@ impl Platform for Machine {
         if let Some(release) = RELEASE.get(cpu) {
             release.0.store(1, Ordering::Release);
             // SAFETY: the parked CPU reads memory, not caches.
-            unsafe { asm!("dc civac, {}", "dsb sy", "sev", in(reg) &raw const release.0, options(nostack)) };
+            unsafe { asm!("dc civac, {}", "dsb sy", in(reg) &raw const release.0, options(nostack)) };
+            gic::wake(cpu);
         }
     }
 

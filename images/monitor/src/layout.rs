@@ -4,6 +4,8 @@ use monitor::manifest::Bank;
 
 pub const GICD: usize = 0x0800_0000;
 pub const GICR: usize = 0x080A_0000;
+/// Wakes a parked CPU; belongs to the host on every other CPU.
+pub const WAKE_SGI: u32 = 15;
 pub const GICR_STRIDE: usize = 0x2_0000;
 pub const UART0: u64 = 0x0900_0000;
 pub const FW_CFG: usize = 0x0902_0000;

@@ -170,7 +170,7 @@ extern "C" fn el3_call(context: &mut Context) -> u64 {
 fn slow(monitor: &Monitor, context: &mut Context, action: Action) -> u64 {
     match action {
         Action::CpuOff => {
-            gic::cpu_off(context.cpu);
+            gic::cpu_off();
             monitor.cpu_is_off(context.cpu);
             // SAFETY: nothing of this CPU is needed any more; it starts afresh when it is released.
             unsafe { cpu_park() }

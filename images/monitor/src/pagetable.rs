@@ -104,7 +104,7 @@ const fn level2_dram() -> [u64; 512] {
     let realm = VALID_BLOCK | ACCESSED | NORMAL | INNER_SHAREABLE | REALM | READ_ONLY | EXECUTE_NEVER;
     let mut i = 1;
     while i < index(layout::SHARED_PAGE, 21) {
-        t[i] = layout::DTB + i as u64 * BLOCK_SIZE | realm;
+        t[i] = (layout::DTB + i as u64 * BLOCK_SIZE) | realm;
         i += 1;
     }
     t[index(layout::SHARED_PAGE, 21)] = (TABLES + 0x3000) | VALID_TABLE_OR_PAGE;

@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::layout::UART1;
+use crate::layout::{UART0, UART1};
 use crate::mmio::{read32, write32};
 
 const DR: usize = 0x00;
@@ -14,9 +14,13 @@ const CR_ENABLE_TX_RX: u32 = 0x301;
 
 static LOCK: AtomicBool = AtomicBool::new(false);
 
+/// Switches on this console, and the one that the manifest promises to the RMM.
 pub fn init() {
-    // SAFETY: UART1 is a PL011 that only EL3 uses.
-    unsafe { write32(UART1 + CR, CR_ENABLE_TX_RX) };
+    // SAFETY: UART1 is a PL011 that only EL3 uses; UART0 is another, which nobody uses yet.
+    unsafe {
+        write32(UART1 + CR, CR_ENABLE_TX_RX);
+        write32(UART0 as usize + CR, CR_ENABLE_TX_RX);
+    };
 }
 
 struct Uart;

@@ -30,9 +30,9 @@ const GTSI_DELEGATE: u64 = 0xC400_01B0;
 const RMI_REQ_COMPLETE: u64 = 0xC400_018F;
 const RMI_1_0: u64 = 0x0001_0000;
 
-const INVALID_PARAMETERS: u64 = (-2_i64).cast_unsigned();
-const ALREADY_ON: u64 = (-4_i64).cast_unsigned();
-const INVALID_ADDRESS: u64 = (-9_i64).cast_unsigned();
+const INVALID_PARAMETERS: u64 = -2_i64 as u64;
+const ALREADY_ON: u64 = -4_i64 as u64;
+const INVALID_ADDRESS: u64 = -9_i64 as u64;
 const UNKNOWN: u64 = u64::MAX;
 
 const GRANULE: u64 = 4096;

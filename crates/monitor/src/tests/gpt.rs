@@ -45,7 +45,7 @@ fn too_little_memory_for_tables_is_an_error() {
 #[test]
 fn what_is_no_delegable_granule_is_a_bad_address() {
     let (machine, gpt) = machine();
-    for pa in [NS_PAGE + 1, NS_PAGE + 0x800, 1 << 39, 1 << 40, u64::MAX & !0xFFF, u64::MAX] {
+    for pa in [NS_PAGE + 1, NS_PAGE + 0x800, 1 << 39, 1 << 40, !0xFFF, u64::MAX] {
         assert_eq!(gpt.delegate(&machine, pa), Err(TransitionError::BadAddress), "{pa:#x}");
         assert_eq!(gpt.undelegate(&machine, pa), Err(TransitionError::BadAddress), "{pa:#x}");
     }
