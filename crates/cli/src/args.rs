@@ -80,6 +80,12 @@ pub(crate) struct RunArgs {
     /// With --exec: write the guest's console to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) console_log: Option<PathBuf>,
+    /// The KVM device to use
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) device: Option<PathBuf>,
+    /// Run an ordinary VM on /dev/kvm instead of a Realm: a test of everything around Realms
+    #[arg(long, hide = true)]
+    pub(crate) plain: bool,
     /// The emulated machine, where no /dev/kvm-realm exists
     #[command(flatten)]
     pub(crate) machine: MachineArgs,

@@ -4,12 +4,14 @@
 //! arm64 it runs on the host kernel, emulated or real, and starts Realms on `/dev/kvm-realm`.
 
 mod args;
+mod bench;
 mod build;
 mod command;
 mod lab;
 mod paths;
 mod run;
 mod setup;
+mod test;
 mod ui;
 
 use std::process::ExitCode;
@@ -45,8 +47,8 @@ fn dispatch(command: &Command) -> Result<u8> {
         }),
         Command::Doctor(args) => setup::doctor::run(args),
         Command::Build(args) => build::run(args),
-        Command::Test(_) => anyhow::bail!("not there yet"),
-        Command::Bench(_) => anyhow::bail!("not there yet"),
+        Command::Test(args) => test::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Clean(args) => clean(args),
         Command::LabAgent => lab::agent::serve(),
     }
@@ -55,13 +57,18 @@ fn dispatch(command: &Command) -> Result<u8> {
 /// Where the device is, a Realm runs here; elsewhere on an emulated machine.
 fn run_realm(args: &RunArgs) -> Result<u8> {
     let defaults = run::RunOptions::default();
-    if !cfg!(target_arch = "aarch64") || !defaults.device.exists() {
+    let device = match (&args.device, args.plain) {
+        (Some(device), _) => device.clone(),
+        (None, true) => "/dev/kvm".into(),
+        (None, false) => defaults.device.clone(),
+    };
+    if !cfg!(target_arch = "aarch64") || !device.exists() {
         return lab::run_realm(args);
     }
-    let default_initrd = std::path::Path::new("/guest/initrd");
     run::run_on_device(&run::RunOptions {
+        device,
         kernel: args.kernel.clone().unwrap_or(defaults.kernel),
-        initrd: args.initrd.clone().or_else(|| default_initrd.is_file().then(|| default_initrd.to_owned())),
+        initrd: args.initrd.clone().or(defaults.initrd),
         cmdline: args.cmdline.clone(),
         memory_mib: args.memory.unwrap_or(defaults.memory_mib),
         cpus: args.cpus.unwrap_or(defaults.cpus),
@@ -69,7 +76,7 @@ fn run_realm(args: &RunArgs) -> Result<u8> {
         events_fd: args.events_fd,
         console_log: args.console_log.clone(),
         verbose: args.verbose,
-        ..run::RunOptions::default()
+        plain: args.plain,
     })
 }
 

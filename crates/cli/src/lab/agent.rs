@@ -93,6 +93,9 @@ fn start(
     let (program, arguments) = argv.split_first().context("nothing to start")?;
     let mut command = Command::new(program);
     command.args(arguments);
+    if let Some((rows, columns)) = size {
+        command.env("LINES", rows.to_string()).env("COLUMNS", columns.to_string());
+    }
     let mut done = Vec::new();
     let copied = Arc::new(AtomicU64::new(0));
 

@@ -47,18 +47,7 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
     timeline.mark("build");
 
     let config = config(&environment, &images, &args.machine, args.cpus, args.memory, initrd);
-    let job = Job {
-        argv: Some(realm_argv(args)?),
-        io: if args.exec.is_some() { Io::Exec } else { Io::Console },
-        module: true,
-        events: true,
-        milestones: milestones(&config, true, true),
-        timeout: None,
-        patience: patience(&args.machine),
-        verbose: args.verbose,
-        progress: args.verbose || std::io::stderr().is_terminal(),
-        capture: false,
-    };
+    let job = realm_job(&config, args)?;
     if args.exec.is_none() && std::io::stdin().is_terminal() {
         ui::say("starting a Realm; Ctrl-A X or the guest's `poweroff` ends it");
     }
@@ -100,23 +89,32 @@ pub(crate) fn shell(args: &LabArgs) -> Result<u8> {
     timeline.mark("build");
 
     let config = config(&environment, &images, &args.machine, None, None, initrd);
-    let interactive = args.exec.is_none();
-    let job = Job {
-        argv: Some(match &args.exec {
-            Some(command) => vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()],
-            None => vec!["/bin/sh".to_owned(), "-l".to_owned()],
-        }),
-        io: if interactive { Io::Terminal } else { Io::Exec },
-        module: with_module,
-        events: false,
-        milestones: milestones(&config, with_module, false),
-        timeout: (!interactive).then(|| Duration::from_secs(args.timeout)),
-        patience: patience(&args.machine),
-        verbose: args.verbose,
-        progress: args.verbose || std::io::stderr().is_terminal(),
-        capture: false,
+    let job = match &args.exec {
+        Some(command) => Job {
+            verbose: args.verbose,
+            progress: args.verbose || std::io::stderr().is_terminal(),
+            ..host_command(
+                &config,
+                command,
+                with_module,
+                Duration::from_secs(args.timeout),
+                patience(&args.machine),
+            )
+        },
+        None => Job {
+            argv: Some(vec!["/bin/sh".to_owned(), "-l".to_owned()]),
+            io: Io::Terminal,
+            module: with_module,
+            events: false,
+            milestones: milestones(&config, with_module, false),
+            timeout: None,
+            patience: patience(&args.machine),
+            verbose: args.verbose,
+            progress: true,
+            capture: false,
+        },
     };
-    if interactive {
+    if args.exec.is_none() {
         ui::say("booting to a shell on the host; `exit` or Ctrl-] ends it, `realm run` starts a Realm");
     }
     let (outcome, _) = execute(&config, &job, &mut timeline)?;
@@ -124,6 +122,44 @@ pub(crate) fn shell(args: &LabArgs) -> Result<u8> {
         eprint!("{}", timeline.table());
     }
     Ok(outcome.status)
+}
+
+/// A job that runs one command with the host's shell, without a word about its progress.
+pub(crate) fn host_command(
+    config: &Config,
+    command: &str,
+    module: bool,
+    timeout: Duration,
+    patience: f64,
+) -> Job {
+    Job {
+        argv: Some(["/bin/sh", "-c", command].map(str::to_owned).to_vec()),
+        io: Io::Exec,
+        module,
+        events: false,
+        milestones: milestones(config, module, false),
+        timeout: Some(timeout),
+        patience,
+        verbose: false,
+        progress: false,
+        capture: false,
+    }
+}
+
+/// A job that runs a Realm.
+pub(crate) fn realm_job(config: &Config, args: &RunArgs) -> Result<Job> {
+    Ok(Job {
+        argv: Some(realm_argv(args)?),
+        io: if args.exec.is_some() { Io::Exec } else { Io::Console },
+        module: true,
+        events: true,
+        milestones: milestones(config, true, true),
+        timeout: None,
+        patience: patience(&args.machine),
+        verbose: args.verbose,
+        progress: args.verbose || std::io::stderr().is_terminal(),
+        capture: false,
+    })
 }
 
 /// Runs a job on a new machine; gives the run directory as well.

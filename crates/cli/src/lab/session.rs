@@ -68,7 +68,6 @@ struct Session<'a> {
     control_lines: Lines,
     programs: File,
     guest_log: File,
-    guest_lines: Lines,
     input: Vec<u8>,
     outcome: Outcome,
     stdout_bytes: u64,
@@ -93,7 +92,6 @@ pub(crate) fn run(machine: Machine, job: &Job, timeline: &mut Timeline) -> Resul
         control_lines: Lines::default(),
         programs: create(log::PROGRAM)?,
         guest_log: create(log::GUEST)?,
-        guest_lines: Lines::default(),
         input: Vec::new(),
         outcome: Outcome { status: 125, stdout: Vec::new(), notes: Vec::new() },
         stdout_bytes: 0,
@@ -229,7 +227,8 @@ impl Session<'_> {
 
     fn restart_deadline(&mut self) {
         let limit = match self.expected.front() {
-            Some(milestone) if milestone.name == "done" => self.job.timeout,
+            // The program's own time begins here.
+            Some(milestone) if ["command-done", "done"].contains(&milestone.name) => self.job.timeout,
             Some(milestone) => Some(milestone.limit),
             None => self.job.timeout,
         };
@@ -302,10 +301,10 @@ impl Session<'_> {
                 let _ = writeln!(self.programs, "{text}");
                 // A program that was asked for on the host speaks to the user; the run's own inner half speaks
                 // through events, and its log is for -v and for reports.
-                if !self.job.events && !self.job.verbose {
+                if !self.job.events && !self.job.capture {
                     ui::line("host", &text);
                 } else if self.job.verbose {
-                    ui::line("realm (host)", &text);
+                    ui::line("guest", &text);
                 }
             }
             Event::Error { layer, error } => {
@@ -315,6 +314,7 @@ impl Session<'_> {
                 }
             }
             Event::Exit { status, stdout_bytes } => {
+                self.timeline.mark("done");
                 self.exit = Some((status, stdout_bytes));
                 self.deadline = Some(Instant::now() + Duration::from_secs(20));
             }
@@ -344,11 +344,6 @@ impl Session<'_> {
         let _ = self.guest_log.write_all(&bytes);
         if self.job.io == Io::Console {
             return self.show(&bytes);
-        }
-        for line in self.guest_lines.push(&bytes) {
-            if self.job.verbose {
-                ui::line("guest", &line);
-            }
         }
         Ok(())
     }

@@ -130,6 +130,7 @@ fn host_packages(apt: &Apt, release: &str) -> Result<Option<Vec<Package>>> {
 
 /// Orders releases like `6.12.95+deb12-cloud-arm64` by their numbers.
 fn order(release: &str) -> Vec<u64> {
+    let release = release.strip_suffix(FLAVOUR).unwrap_or(release);
     release.split(|byte: char| !byte.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 

@@ -1,0 +1,368 @@
+//! `realm test`: everything that is checked, from formatting to Realms on the emulated machine.
+//!
+//! Every test has a name and is independent: it builds what it needs (which costs nothing the second time), boots a
+//! machine of its own, and reports with the layer and the console that matter.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::args::{MachineArgs, RunArgs, TestArgs};
+use crate::build::{self, initramfs};
+use crate::command;
+use crate::lab::protocol::Io;
+use crate::lab::session::{Job, Outcome};
+use crate::lab::stages::Timeline;
+use crate::lab::{self, machine};
+use crate::setup::{self, Environment};
+use crate::ui;
+
+/// The module's counters.
+const COUNTERS: &str = "/sys/kernel/debug/kvm-realm";
+/// How long a payload may run.
+const PAYLOAD_LIMIT: Duration = Duration::from_secs(120);
+
+/// One test.
+struct Test {
+    name: &'static str,
+    /// Whether `--quick` leaves it out.
+    emulated: bool,
+    run: fn(&Environment) -> Result<()>,
+}
+
+const fn quick(name: &'static str, run: fn(&Environment) -> Result<()>) -> Test {
+    Test { name, emulated: false, run }
+}
+
+const fn emulated(name: &'static str, run: fn(&Environment) -> Result<()>) -> Test {
+    Test { name, emulated: true, run }
+}
+
+/// All tests in their order: what is quick and fails often comes first.
+const TESTS: &[Test] = &[
+    quick("format", format),
+    quick("lint", lint),
+    quick("lint-arm64", lint_arm64),
+    quick("unit-property-and-simulation", unit),
+    emulated("payload-on-1-cpu", |environment| payload(environment, 1)),
+    emulated("payload-on-4-cpus", |environment| payload(environment, 4)),
+    emulated("host-boots-on-1-cpu", |environment| host_boots(environment, 1)),
+    emulated("host-boots-on-4-cpus", |environment| host_boots(environment, 4)),
+    emulated("exec-gives-output-and-status-0", exec_status_0),
+    emulated("exec-gives-status-7", exec_status_7),
+    emulated("guest-knows-that-it-is-a-realm", guest_knows),
+    emulated("ten-realms-lose-no-page", ten_realms),
+    emulated("killed-vmm-leaves-nothing", killed_vmm),
+    emulated("host-cannot-read-a-private-page", private_page),
+    emulated("module-unloads-and-loads-again", unload),
+];
+
+/// Runs the tests; the status is 1 when one failed.
+pub(crate) fn run(args: &TestArgs) -> Result<u8> {
+    let wanted: Vec<&Test> = TESTS
+        .iter()
+        .filter(|test| !(args.quick && test.emulated))
+        .filter(|test| args.only.is_empty() || args.only.iter().any(|name| test.name.contains(name.as_str())))
+        .collect();
+    if args.list {
+        wanted.iter().for_each(|test| println!("{}", test.name));
+        return Ok(0);
+    }
+    ensure!(!wanted.is_empty(), "no test has such a name: see `realm test --list`");
+    let environment = setup::ensure(None, false)?;
+    let (mut passed, mut failed) = (0, Vec::new());
+    for test in wanted {
+        println!("test {} ...", test.name);
+        let start = Instant::now();
+        match (test.run)(&environment) {
+            Ok(()) => {
+                passed += 1;
+                println!("test {}: ok ({})", test.name, ui::seconds(start.elapsed()));
+            }
+            Err(error) => {
+                println!("test {}: FAILED ({})\n{error:#}\n", test.name, ui::seconds(start.elapsed()));
+                failed.push(test.name);
+            }
+        }
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    Ok(u8::from(!failed.is_empty()))
+}
+
+/// Cargo for this machine, in the checkout.
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(crate::paths::checkout()?).env("CARGO_TARGET_DIR", crate::paths::target()?);
+    cargo.args(arguments);
+    command::output(&mut cargo).map(|_| ())
+}
+
+fn format(_: &Environment) -> Result<()> {
+    cargo(&["fmt", "--all", "--", "--check"])
+}
+
+fn lint(_: &Environment) -> Result<()> {
+    cargo(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])
+}
+
+/// What only exists on the bare target.
+fn lint_arm64(environment: &Environment) -> Result<()> {
+    let mut cargo = environment.rust.cargo(&environment.rust.bare);
+    cargo.current_dir(crate::paths::checkout()?).env("CARGO_TARGET_DIR", crate::paths::target()?);
+    cargo.args(["clippy", "--quiet", "--release", "--target", setup::rust::BARE]);
+    for package in ["monitor-image", "rmm-image", "payload-image", "kvm-realm-glue"] {
+        cargo.args(["-p", package]);
+    }
+    cargo.args(["--", "-D", "warnings"]);
+    command::output(&mut cargo).map(|_| ())
+}
+
+fn unit(_: &Environment) -> Result<()> {
+    cargo(&["test", "--quiet"])
+}
+
+/// The payload in the host kernel's place, on our monitor and RMM; gives what it printed.
+pub(crate) fn run_payload(environment: &Environment, cpus: u32, extra: &[&str]) -> Result<String> {
+    let images = build::build(environment, &["monitor", "rmm", "payload"])?;
+    let arguments = MachineArgs { host_kernel: Some(images.payload.clone()), ..MachineArgs::default() };
+    let config = machine::Config {
+        initrd: None,
+        cmdline: String::new(),
+        cpus,
+        memory: 1024,
+        extra: extra.iter().map(|&argument| argument.to_owned()).collect(),
+        ..lab::config(environment, &images, &arguments, None, None, images.guest_initrd.clone())
+    };
+    let job = Job {
+        argv: None,
+        io: Io::Exec,
+        module: false,
+        events: false,
+        milestones: Vec::new(),
+        timeout: Some(PAYLOAD_LIMIT),
+        patience: patience(),
+        verbose: false,
+        progress: false,
+        capture: true,
+    };
+    let (outcome, directory) = lab::execute(&config, &job, &mut Timeline::new())?;
+    let text = std::fs::read(directory.join(machine::log::HOST)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("PAYLOAD: ")).collect();
+    let wrong: Vec<&str> = lines.iter().copied().filter(|line| line.contains("FAILED")).collect();
+    ensure!(
+        wrong.is_empty(),
+        "the payload says:\n{}\nall consoles: {}",
+        wrong.join("\n"),
+        directory.display()
+    );
+    let complete = lines.last().is_some_and(|line| line.contains("done") && line.contains("all ok"));
+    if outcome.status != 0 || !complete {
+        let end = command::tail(&text, 10);
+        bail!(
+            "the payload did not end well (QEMU: {}):\n{end}\nall consoles: {}",
+            outcome.status,
+            directory.display()
+        );
+    }
+    Ok(lines.join("\n"))
+}
+
+fn payload(environment: &Environment, cpus: u32) -> Result<()> {
+    let text = run_payload(environment, cpus, &[])?;
+    ensure!(text.contains(&format!("done, {cpus} CPUs")), "not all CPUs took part:\n{text}");
+    Ok(())
+}
+
+/// Time limits on a machine that is busy.
+fn patience() -> f64 {
+    std::env::var("REALM_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0)
+}
+
+/// Runs a script with the host's shell on a machine of its own; gives status and output.
+pub(crate) fn on_host(
+    environment: &Environment,
+    cpus: u32,
+    module: bool,
+    script: &str,
+    limit: u64,
+) -> Result<(Outcome, String)> {
+    let images = build::for_run(environment)?;
+    let parts = lab::host_parts(environment, &images, &None, &None, &[]);
+    let initrd = initramfs::host(environment, &parts)?;
+    let arguments = MachineArgs { host_cpus: Some(cpus), ..MachineArgs::default() };
+    let config = lab::config(environment, &images, &arguments, None, None, initrd);
+    let job = Job {
+        capture: true,
+        ..lab::host_command(&config, script, module, Duration::from_secs(limit), patience())
+    };
+    let (outcome, directory) = lab::execute(&config, &job, &mut Timeline::new())?;
+    let mut text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    if outcome.status != 0 {
+        let errors = std::fs::read(directory.join(machine::log::PROGRAM)).unwrap_or_default();
+        text.push_str(&String::from_utf8_lossy(&errors));
+        let console = std::fs::read(directory.join(machine::log::HOST)).unwrap_or_default();
+        text.push_str("--- the end of the host's console ---\n");
+        text.push_str(&command::tail(&String::from_utf8_lossy(&console), 15));
+        text.push_str(&format!("\nall consoles: {}", directory.display()));
+    }
+    Ok((outcome, text))
+}
+
+/// Like [`on_host`], for scripts that end with 0 when all is well.
+fn host_script(
+    environment: &Environment,
+    cpus: u32,
+    module: bool,
+    script: &str,
+    limit: u64,
+) -> Result<String> {
+    let (outcome, text) = on_host(environment, cpus, module, script, limit)?;
+    ensure!(outcome.status == 0, "the script on the host ended with {}:\n{text}", outcome.status);
+    Ok(text)
+}
+
+fn host_boots(environment: &Environment, cpus: u32) -> Result<()> {
+    let text = host_script(environment, cpus, false, "nproc; uname -r", 60)?;
+    let expected = format!("{cpus}\n{}\n", environment.unpacked.host_release);
+    ensure!(text == expected, "expected {expected:?}, not {text:?}");
+    Ok(())
+}
+
+/// `realm run --exec` as a user starts it, but with its output caught.
+fn exec(environment: &Environment, command: &str) -> Result<(u8, String)> {
+    let images = build::for_run(environment)?;
+    let arguments = RunArgs { exec: Some(command.to_owned()), ..RunArgs::default() };
+    let parts = lab::host_parts(environment, &images, &None, &None, &[]);
+    let initrd = initramfs::host(environment, &parts)?;
+    let config = lab::config(environment, &images, &arguments.machine, None, None, initrd);
+    let job = Job {
+        capture: true,
+        progress: false,
+        timeout: Some(Duration::from_secs(120)),
+        patience: patience(),
+        ..lab::realm_job(&config, &arguments)?
+    };
+    let (outcome, _) = lab::execute(&config, &job, &mut Timeline::new())?;
+    Ok((outcome.status, String::from_utf8_lossy(&outcome.stdout).into_owned()))
+}
+
+fn exec_status_0(environment: &Environment) -> Result<()> {
+    let result = exec(environment, "echo one; echo two")?;
+    ensure!(result == (0, "one\ntwo\n".to_owned()), "status and output are {result:?}");
+    Ok(())
+}
+
+fn exec_status_7(environment: &Environment) -> Result<()> {
+    let result = exec(environment, "exit 7")?;
+    ensure!(result == (7, String::new()), "status and output are {result:?}");
+    Ok(())
+}
+
+fn guest_knows(environment: &Environment) -> Result<()> {
+    let (status, text) = exec(environment, "dmesg | grep -i -e rsi -e realm; grep MemTotal /proc/meminfo")?;
+    ensure!(status == 0 && text.contains("RSI: Using RSI version"), "status {status}, output:\n{text}");
+    ensure!(text.contains("MemTotal"), "no MemTotal:\n{text}");
+    Ok(())
+}
+
+/// Shell functions for the scripts below.
+fn prelude() -> String {
+    format!(
+        "counter() {{ cat {COUNTERS}/$1; }}\n\
+         settled() {{\n\
+         \tfor try in 1 2 3 4 5 6 7 8 9 10; do\n\
+         \t\t[ $(counter granules_delegated) = $1 ] && [ $(counter vms) = 0 ] && break; sleep 1\n\
+         \tdone\n\
+         \tfor pair in granules_delegated:$1 granules_leaked:0 vms:0 pages_pinned:0; do\n\
+         \t\tname=${{pair%:*}} want=${{pair#*:}} have=$(counter $name)\n\
+         \t\t[ \"$have\" = \"$want\" ] || {{ echo \"$name is $have, not $want\"; exit 1; }}\n\
+         \tdone\n\
+         }}\n\
+         before=$(counter granules_delegated)\n"
+    )
+}
+
+/// The counters are the module's own watch over its SMCs, not what the core believes.
+fn ten_realms(environment: &Environment) -> Result<()> {
+    let script = prelude()
+        + "for round in 1 2 3 4 5 6 7 8 9 10; do\n\
+           \trealm run --exec \"echo realm $round\" || { echo \"round $round ended with $?\"; exit 1; }\n\
+           \tsettled $before\n\
+           done\n";
+    let text = host_script(environment, 1, true, &script, 1200)?;
+    let expected: String = (1..=10).map(|round| format!("realm {round}\n")).collect();
+    ensure!(text == expected, "the ten Realms printed:\n{text}");
+    Ok(())
+}
+
+fn killed_vmm(environment: &Environment) -> Result<()> {
+    // Killed while the guest runs, and earlier, while memory is populated.
+    let script = prelude()
+        + "realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+           vmm=$!\n\
+           for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
+           grep -q up /tmp/out || { echo 'the guest did not come up'; exit 1; }\n\
+           kill -9 $vmm; wait $vmm 2>/dev/null\n\
+           settled $before\n\
+           realm run --exec true >/dev/null & vmm=$!\n\
+           while [ $(counter granules_delegated) -lt $((before + 1000)) ]; do sleep 0.05; done\n\
+           kill -9 $vmm; wait $vmm 2>/dev/null\n\
+           settled $before\n\
+           realm run --exec 'echo again'\n\
+           settled $before\n";
+    let text = host_script(environment, 1, true, &script, 900)?;
+    ensure!(text == "again\n", "the host printed:\n{text}");
+    Ok(())
+}
+
+/// The module reads the page for us: nothing else of a stock kernel has a reason to.
+fn private_page(environment: &Environment) -> Result<()> {
+    let script = format!(
+        "echo 0 >/proc/sys/kernel/panic_on_oops\n\
+         insmod /kvm_realm.ko unsafe_tests=1 || exit 1\n\
+         realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+         for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
+         grep -q up /tmp/out || {{ echo 'the guest did not come up'; exit 1; }}\n\
+         page=$(cat {COUNTERS}/last_private_page)\n\
+         case $page in ''|0|0x0) echo 'no private page'; exit 1;; esac\n\
+         if echo $page >{COUNTERS}/read_page; then echo \"the host read $page\"; exit 1; fi\n\
+         dmesg | grep -E 'unknown 40|granule|level 3 .*0x28|Internal error' >/tmp/fault || {{ echo 'no fault in the log'; exit 1; }}\n\
+         echo 'it faulted'\n"
+    );
+    let text = host_script(environment, 1, false, &script, 600)?;
+    ensure!(text.ends_with("it faulted\n"), "the host printed:\n{text}");
+    Ok(())
+}
+
+fn unload(environment: &Environment) -> Result<()> {
+    let script = prelude()
+        + "realm run --exec true || { echo 'the first Realm failed'; exit 1; }\n\
+           settled $before\n\
+           rmmod kvm_realm || exit 1\n\
+           [ -e /dev/kvm-realm ] && { echo 'the device is still there'; exit 1; }\n\
+           insmod /kvm_realm.ko || exit 1\n\
+           settled 0\n\
+           realm run --exec 'echo again'\n\
+           settled 0\n\
+           rmmod kvm_realm\n";
+    let text = host_script(environment, 1, true, &script, 600)?;
+    ensure!(text == "again\n", "the host printed:\n{text}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        for (index, test) in TESTS.iter().enumerate() {
+            assert!(TESTS[index + 1..].iter().all(|other| other.name != test.name), "{}", test.name);
+        }
+    }
+}
