@@ -1,6 +1,7 @@
 use cca_abi::psci::{Code, fid};
 use cca_abi::rmm_el3::{self, Status};
 use cca_abi::smccc;
+use proptest::prelude::*;
 
 use super::machine::{CARVE_OUT, Machine, NS_PAGE, SHARED_PAGE, monitor};
 use crate::gpt::Gpi;
@@ -179,4 +180,53 @@ fn there_are_no_optional_features_and_no_unknown_services() {
     for fid in [rmm_el3::fid::EL3_TOKEN_SIGN, rmm_el3::fid::MEC_REFRESH, 0xC400_0400, 0xC400_01B7] {
         assert_eq!(ask(&[fid])[0], smccc::NOT_SUPPORTED);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn no_call_of_either_world_panics_or_opens_the_rmms_memory(
+        calls in prop::collection::vec((any::<bool>(), function(), [argument(), argument(), argument()]), 1..60)
+    ) {
+        let (machine, monitor) = booted(2);
+        for (from_host, fid, args) in calls {
+            let world = if from_host { World::NonSecure } else { World::Realm };
+            // What the RMM says about its boot is believed; that is not the question here.
+            if !from_host && fid == rmm_el3::fid::BOOT_COMPLETE {
+                continue;
+            }
+            let action = call(&monitor, &machine, 0, world, &[fid, args[0], args[1], args[2]]).0;
+            let possible = match world {
+                World::NonSecure => action != Action::ToNormal,
+                World::Realm => action == Action::Resume || action == Action::ToNormal,
+            };
+            prop_assert!(possible && action != Action::BootNormal, "{action:?} for {fid:#x}");
+            for pa in [CARVE_OUT.base, SHARED_PAGE] {
+                prop_assert_eq!(monitor.gpt().lookup(&machine, pa), Some(Gpi::Realm));
+            }
+        }
+    }
+}
+
+fn function() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        (0xC400_0140_u64..0xC400_02E0),
+        (0x8400_0000_u64..0x8400_0020),
+        (0xC400_0000_u64..0xC400_0020),
+        (0x8000_0000_u64..0x8000_0004),
+        any::<u64>(),
+    ]
+}
+
+fn argument() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        Just(32),
+        Just(4096),
+        Just(NS_PAGE),
+        Just(SHARED_PAGE),
+        Just(CARVE_OUT.base),
+        (NS_PAGE..NS_PAGE + 0x10_0000).prop_map(|pa| pa & !0xFFF),
+        any::<u64>(),
+    ]
 }
