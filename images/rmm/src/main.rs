@@ -18,6 +18,7 @@ mod gic;
 mod hash;
 mod layout;
 mod manifest;
+mod memory;
 mod mmu;
 mod percpu;
 mod platform;

@@ -4,6 +4,7 @@
 //! everything at EL1 and EL0, the timers and the GIC's virtual interface is shared and switched here.
 
 use crate::fp;
+use crate::memory::RMM_MOPS;
 use crate::percpu::{HOST_REGISTERS, PerCpu};
 use crate::regs::{CPTR_TRAP, field, isb};
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,7 +24,6 @@ pub(crate) struct Features {
 }
 
 static SHA256: AtomicBool = AtomicBool::new(false);
-static MOPS: AtomicBool = AtomicBool::new(false);
 static SVE: AtomicBool = AtomicBool::new(false);
 static SME: AtomicBool = AtomicBool::new(false);
 
@@ -32,7 +32,7 @@ static SME: AtomicBool = AtomicBool::new(false);
 pub(crate) fn features() -> Features {
     Features {
         sha256: SHA256.load(Relaxed),
-        mops: MOPS.load(Relaxed),
+        mops: RMM_MOPS.load(Relaxed),
         sve: SVE.load(Relaxed),
         sme: SME.load(Relaxed),
     }
@@ -43,7 +43,7 @@ pub(crate) fn init_features() {
     let (pfr0, pfr1, isar0) =
         (read_reg!("id_aa64pfr0_el1"), read_reg!("id_aa64pfr1_el1"), read_reg!("id_aa64isar0_el1"));
     SHA256.store(field(isar0, 12) >= 1, Relaxed);
-    MOPS.store(field(read_reg!(id_aa64isar2_el1!()), 16) != 0, Relaxed);
+    RMM_MOPS.store(field(read_reg!(id_aa64isar2_el1!()), 16) != 0, Relaxed);
     SVE.store(field(pfr0, 32) != 0, Relaxed);
     SME.store(field(pfr1, 24) != 0, Relaxed);
 }
