@@ -50,7 +50,7 @@ pub(crate) const REALM: &[Milestone] = &[
     milestone("populated", "populated", 300, "VMM", log::PROGRAM),
     milestone("activated", "activated", 60, "VMM", log::PROGRAM),
     milestone("guest-first-output", "guest kernel's first line", 240, "guest", log::GUEST),
-    milestone("guest-init", "guest init", 240, "guest", log::GUEST),
+    milestone("guest-init", "guest init", 300, "guest", log::GUEST),
     milestone("command-done", "command done", u64::MAX / 4, "guest", log::GUEST),
     milestone("done", "done", u64::MAX / 4, "guest", log::GUEST),
 ];
