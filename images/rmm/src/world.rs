@@ -92,7 +92,8 @@ pub(crate) fn counters() -> u64 {
     read_reg!("pmcr_el0") >> 11 & 0x1F
 }
 
-/// Registers that both the host and a REC have, in the order of [`PerCpu::host`].
+/// Registers that both the host and a REC have, in the order of [`PerCpu::host`]. A timer's control register comes
+/// before its compare value: its ISTATUS is read while the value is still the owner's.
 macro_rules! switched {
     ($do:ident) => {
         $do! {
@@ -105,8 +106,8 @@ macro_rules! switched {
             (17, "tpidr_el0", TPIDR_EL0) (18, "tpidrro_el0", TPIDRRO_EL0) (19, "tpidr_el1", TPIDR_EL1)
             (20, "par_el1", PAR_EL1) (21, "csselr_el1", CSSELR_EL1) (22, "mdscr_el1", MDSCR_EL1)
             (23, "mdccint_el1", MDCCINT_EL1) (24, cntkctl_el12!(), CNTKCTL_EL1) (25, "sp_el0", SP_EL0)
-            (26, cntv_cval_el02!(), CNTV_CVAL) (27, cntv_ctl_el02!(), CNTV_CTL)
-            (28, cntp_cval_el02!(), CNTP_CVAL) (29, cntp_ctl_el02!(), CNTP_CTL)
+            (26, cntv_ctl_el02!(), CNTV_CTL) (27, cntv_cval_el02!(), CNTV_CVAL)
+            (28, cntp_ctl_el02!(), CNTP_CTL) (29, cntp_cval_el02!(), CNTP_CVAL)
             (30, ich_vmcr_el2!(), ICH_VMCR)
         }
     };
@@ -170,6 +171,8 @@ pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
     }
     crate::gic::load(ctx);
     fp::rec_load(cpu, ctx);
+    // The core reads the timers' state next.
+    isb();
     cpu.loaded = true;
     cpu.fresh = true;
 }
