@@ -3,9 +3,9 @@
 use cca_abi::rmm_el3::{BootStatus, fid};
 use core::arch::asm;
 
-/// Calls a service with up to three arguments; returns `x0` and `x1`.
+/// Calls a service with up to three arguments; returns `x0` (zero: done) and `x1`.
 #[inline]
-pub(crate) fn call(fid: u64, a1: u64, a2: u64, a3: u64) -> (i64, u64) {
+pub(crate) fn call(fid: u64, a1: u64, a2: u64, a3: u64) -> (u64, u64) {
     let status: u64;
     let value: u64;
     // SAFETY: an SMC with a service's arguments; EL3 follows SMCCC and changes no memory but the shared page,
@@ -14,7 +14,7 @@ pub(crate) fn call(fid: u64, a1: u64, a2: u64, a3: u64) -> (i64, u64) {
         asm!("smc #0", inlateout("x0") fid => status, inlateout("x1") a1 => value, inlateout("x2") a2 => _,
              inlateout("x3") a3 => _, clobber_abi("C"), options(nostack));
     }
-    (status.cast_signed(), value)
+    (status, value)
 }
 
 /// Ends an RMI command: `results` become the host's `x0..x7`. Returns the next command's `x0..x7`.
