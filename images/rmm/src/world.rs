@@ -92,8 +92,7 @@ pub(crate) fn counters() -> u64 {
     read_reg!("pmcr_el0") >> 11 & 0x1F
 }
 
-/// Registers that both the host and a REC have, in the order of [`PerCpu::host`]. A timer's control register comes
-/// before its compare value: its ISTATUS is read while the value is still the owner's.
+/// Registers that both the host and a REC have, in the order of [`PerCpu::host`].
 macro_rules! switched {
     ($do:ident) => {
         $do! {
@@ -106,13 +105,28 @@ macro_rules! switched {
             (17, "tpidr_el0", TPIDR_EL0) (18, "tpidrro_el0", TPIDRRO_EL0) (19, "tpidr_el1", TPIDR_EL1)
             (20, "par_el1", PAR_EL1) (21, "csselr_el1", CSSELR_EL1) (22, "mdscr_el1", MDSCR_EL1)
             (23, "mdccint_el1", MDCCINT_EL1) (24, cntkctl_el12!(), CNTKCTL_EL1) (25, "sp_el0", SP_EL0)
-            (26, cntv_ctl_el02!(), CNTV_CTL) (27, cntv_cval_el02!(), CNTV_CVAL)
-            (28, cntp_ctl_el02!(), CNTP_CTL) (29, cntp_cval_el02!(), CNTP_CVAL)
-            (30, ich_vmcr_el2!(), ICH_VMCR)
+            (26, ich_vmcr_el2!(), ICH_VMCR)
         }
     };
 }
 
+/// Swaps a timer: control and compare value are read while both are the owner's, since ISTATUS depends on both, and
+/// the timer is off in between, so that no mixture of the two worlds' values can fire.
+macro_rules! swap_timer {
+    ($ctl:expr, $cval:expr, $new_ctl:expr, $new_cval:expr) => {{
+        let old = (read_reg!($ctl), read_reg!($cval));
+        // SAFETY: an EL1 timer; its interrupt is masked at EL2.
+        unsafe {
+            write_reg!($ctl, 0);
+            write_reg!($cval, $new_cval);
+            write_reg!($ctl, $new_ctl);
+        }
+        old
+    }};
+}
+
+const HOST_CNTV: usize = 27;
+const HOST_CNTP: usize = 29;
 const HOST_ICH_HCR: usize = 31;
 const HOST_ICC_SRE: usize = 32;
 const HOST_OS_LOCK: usize = 33;
@@ -136,6 +150,10 @@ pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
     }
     switched!(swap_in);
     let host = &mut cpu.host;
+    (host[HOST_CNTV], host[HOST_CNTV + 1]) =
+        swap_timer!(cntv_ctl_el02!(), cntv_cval_el02!(), ctx.get(word::CNTV_CTL), ctx.get(word::CNTV_CVAL));
+    (host[HOST_CNTP], host[HOST_CNTP + 1]) =
+        swap_timer!(cntp_ctl_el02!(), cntp_cval_el02!(), ctx.get(word::CNTP_CTL), ctx.get(word::CNTP_CVAL));
     host[HOST_OS_LOCK] = read_reg!("oslsr_el1") >> 1 & 1;
     host[HOST_ICH_HCR] = read_reg!(ich_hcr_el2!());
     host[HOST_ICC_SRE] = read_reg!(icc_sre_el2!());
@@ -191,6 +209,13 @@ pub(crate) fn rec_save(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
         };
     }
     switched!(swap_out);
+    let host = &cpu.host;
+    let (ctl, cval) = swap_timer!(cntv_ctl_el02!(), cntv_cval_el02!(), host[HOST_CNTV], host[HOST_CNTV + 1]);
+    ctx.set(word::CNTV_CTL, ctl);
+    ctx.set(word::CNTV_CVAL, cval);
+    let (ctl, cval) = swap_timer!(cntp_ctl_el02!(), cntp_cval_el02!(), host[HOST_CNTP], host[HOST_CNTP + 1]);
+    ctx.set(word::CNTP_CTL, ctl);
+    ctx.set(word::CNTP_CVAL, cval);
     if cpu.debug_loaded {
         crate::debug::save(cpu, ctx);
     }
