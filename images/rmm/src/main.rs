@@ -17,7 +17,6 @@ mod fp;
 mod gic;
 mod hash;
 mod layout;
-mod manifest;
 mod memory;
 mod mmu;
 mod percpu;
@@ -32,6 +31,7 @@ use layout::{Bump, CARVE_OUT_SIZE, MAX_CPUS, NS_ALIAS, SLOT_SIZE, STACK_SIZE};
 use mmu::{NoMemory, Tables};
 use platform::Machine;
 use rmm::{DramBank, Rmm};
+use rmm_boot::manifest;
 
 /// What the first half of a cold boot leaves for the second.
 struct Boot {
