@@ -135,7 +135,7 @@ fn a_page_can_be_shared_and_taken_back() {
     let vmm = bench.built(Config::default(), move |guest| {
         guest.write(page, 0x5EC2E7);
         guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("share");
-        guest.write(page | SHARED, 0x6E11_0);
+        guest.write(page | SHARED, 0x0006_E110);
         // The VMM answers through the same page.
         guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
         assert_eq!(guest.read(page | SHARED), 0xA125);
@@ -148,7 +148,7 @@ fn a_page_can_be_shared_and_taken_back() {
     let event = vmm.run_to_end(0, &|_, _| {
         let mut bytes = [0; 8];
         vmm.process.read(shared, &mut bytes).unwrap();
-        assert_eq!(u64::from_le_bytes(bytes), 0x6E11_0);
+        assert_eq!(u64::from_le_bytes(bytes), 0x0006_E110);
         vmm.process.write(shared, &0xA125u64.to_le_bytes()).unwrap();
         0
     });
