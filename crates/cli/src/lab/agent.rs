@@ -176,8 +176,15 @@ fn relay_events(reader: File, control: &Control) {
             Err(_) => continue,
         };
         let text = |key: &str| value.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+        let number = |key: &str| value.get(key).and_then(serde_json::Value::as_u64);
         let event = if let Some(stage) = text("stage") {
-            Event::Stage { stage, ns: value.get("ns").and_then(serde_json::Value::as_u64).unwrap_or(0) }
+            control.send(&Event::Stage { stage, ns: number("ns").unwrap_or(0) });
+            match (number("status"), number("stdout_bytes")) {
+                (Some(status), Some(stdout_bytes)) => {
+                    Event::Result { status: u8::try_from(status).unwrap_or(125), stdout_bytes }
+                }
+                _ => continue,
+            }
         } else if let Some(error) = text("error") {
             Event::Error { layer: text("layer").unwrap_or_else(|| "vmm".to_owned()), error }
         } else {

@@ -83,6 +83,13 @@ pub(crate) enum Event {
         /// What happened.
         error: String,
     },
+    /// The guest's command ended and its output is complete; the program still takes the Realm down.
+    Result {
+        /// The command's status.
+        status: u8,
+        /// How much goes to the stdout port.
+        stdout_bytes: u64,
+    },
     /// The program ended.
     Exit {
         /// As a shell would give it: 128 and the signal's number for a signal.

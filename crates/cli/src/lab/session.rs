@@ -22,8 +22,8 @@ use crate::ui;
 const TICK: libc::c_int = 20;
 /// How long to collect more output after a fatal line.
 const AFTERMATH: Duration = Duration::from_millis(700);
-/// How long the machine may take to switch itself off.
-const POWER_OFF: Duration = Duration::from_secs(10);
+/// How long the machine may take to switch itself off. Nothing of it is kept, so there is no point in patience.
+const POWER_OFF: Duration = Duration::from_secs(2);
 
 /// What to do with the machine.
 pub(crate) struct Job {
@@ -143,7 +143,7 @@ impl Session<'_> {
                     self.outcome.status = status;
                     self.read_console()?;
                     let _ = self.send(&Request::PowerOff);
-                    self.machine.finish(POWER_OFF.mul_f64(self.job.patience));
+                    self.machine.finish(POWER_OFF);
                     return Ok(());
                 }
             }
@@ -313,7 +313,10 @@ impl Session<'_> {
                     self.failure = Some((Instant::now(), layer, error));
                 }
             }
-            Event::Exit { status, stdout_bytes } => {
+            // The first of the two counts: the machine ends with the command, and with it what the program would
+            // still clean up.
+            Event::Result { .. } | Event::Exit { .. } if self.exit.is_some() => {}
+            Event::Result { status, stdout_bytes } | Event::Exit { status, stdout_bytes } => {
                 self.timeline.mark("done");
                 self.exit = Some((status, stdout_bytes));
                 self.deadline = Some(Instant::now() + Duration::from_secs(20));

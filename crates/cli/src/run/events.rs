@@ -28,6 +28,14 @@ impl Events {
         self.write(&json!({ "stage": stage, "ns": now() }));
     }
 
+    /// The command has ended, and everything that it printed is on standard output: whoever waits for no more than
+    /// that need not wait for the Realm to be taken down.
+    pub(crate) fn command_done(&self, status: u8, printed: u64) {
+        self.write(
+            &json!({ "stage": "command-done", "ns": now(), "status": status, "stdout_bytes": printed }),
+        );
+    }
+
     /// The run failed.
     pub(crate) fn error(&self, layer: &str, error: &str) {
         self.write(&json!({ "error": error, "layer": layer, "ns": now() }));

@@ -25,7 +25,8 @@ const STDIN: RawFd = 0;
 enum Notice {
     FirstOutput,
     Ready,
-    Status(u8),
+    /// The command's status, and how much it printed.
+    Status(u8, u64),
     Ended(vmm::Result<Ending>),
 }
 
@@ -90,7 +91,7 @@ pub(super) fn run(opts: &RunOptions, machine: Machine, events: &Events) -> anyho
     drop(terminal);
     // The last bytes of output may have come with the stop.
     for notice in notices.drain() {
-        if let Notice::Status(status) = notice {
+        if let Notice::Status(status, _) = notice {
             state.status = Some(status);
         }
     }
@@ -115,10 +116,10 @@ impl Session<'_> {
         match notice {
             Notice::FirstOutput => self.events.stage("guest-first-output"),
             Notice::Ready => self.events.stage("guest-init"),
-            Notice::Status(status) => {
+            Notice::Status(status, printed) => {
                 self.status = Some(status);
                 self.deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
-                self.events.stage("command-done");
+                self.events.command_done(status, printed);
             }
             Notice::Ended(Ok(Ending::PowerOff)) => return Some(Ok(())),
             // A Realm cannot be started again as it was; for a shell, a restart is a way to leave.
@@ -160,6 +161,7 @@ fn console(interactive: bool, verbose: bool, mut log: Option<File>, notify: Send
 
 /// Where the guest's control channel goes.
 fn control(mut control: Control, notify: Sender<Notice>) -> Sink {
+    let mut printed = 0_u64;
     Box::new(move |bytes| {
         let (events, reply) = control.receive(bytes);
         for event in events {
@@ -168,8 +170,9 @@ fn control(mut control: Control, notify: Sender<Notice>) -> Sink {
                 Event::Output(output) => {
                     let mut stdout = std::io::stdout().lock();
                     let _ = stdout.write_all(&output).and_then(|()| stdout.flush());
+                    printed += u64::try_from(output.len()).unwrap_or(0);
                 }
-                Event::Status(status) => notify.send(Notice::Status(status)),
+                Event::Status(status) => notify.send(Notice::Status(status, printed)),
             }
         }
         reply
