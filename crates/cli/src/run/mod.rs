@@ -107,8 +107,11 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
 /// The guest's command line: the console, and no more talk than somebody will read.
 fn cmdline(opts: &RunOptions) -> String {
     let mut words = String::from("console=ttyS0");
-    if opts.exec.is_some() && !opts.verbose {
-        words.push_str(" quiet");
+    // Each character is an exit: a command's user sees none of them, a shell's user wants a sign of life.
+    match (opts.verbose, &opts.exec) {
+        (true, _) => {}
+        (false, Some(_)) => words.push_str(" quiet"),
+        (false, None) => words.push_str(" loglevel=6"),
     }
     if let Some(more) = &opts.cmdline {
         words.push(' ');
@@ -128,7 +131,7 @@ mod tests {
     #[test]
     fn a_command_runs_quietly_unless_somebody_watches() {
         let mut opts = RunOptions { cmdline: Some("nokaslr".into()), ..RunOptions::default() };
-        assert_eq!(cmdline(&opts), "console=ttyS0 nokaslr");
+        assert_eq!(cmdline(&opts), "console=ttyS0 loglevel=6 nokaslr");
         opts.exec = Some("true".into());
         assert_eq!(cmdline(&opts), "console=ttyS0 quiet nokaslr");
         opts.verbose = true;
