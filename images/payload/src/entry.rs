@@ -179,6 +179,32 @@ pub fn timed_smc(fid: u64, a1: u64) -> (u64, u64) {
     (result, after - before)
 }
 
+/// What a call answered, and the virtual counter around it.
+pub struct Answer {
+    /// x0 to x4.
+    pub x: [u64; 5],
+    /// As the second value of [`timed_smc`].
+    pub ticks: u64,
+}
+
+/// SMC with up to five arguments.
+pub fn smc_timed(fid: u64, args: [u64; 5]) -> Answer {
+    let mut x = [0; 5];
+    let (before, after): (u64, u64);
+    // SAFETY: as for `smc`.
+    unsafe {
+        asm!(
+            "isb", "mrs {before}, cntvct_el0", "smc #0", "mrs {after}, cntvct_el0",
+            before = out(reg) before, after = out(reg) after,
+            inout("x0") fid => x[0], inout("x1") args[0] => x[1], inout("x2") args[1] => x[2],
+            inout("x3") args[2] => x[3], inout("x4") args[3] => x[4], inout("x5") args[4] => _,
+            out("x6") _, out("x7") _,
+            options(nostack),
+        );
+    }
+    Answer { x, ticks: after - before }
+}
+
 /// As [`timed_smc`], without a call: the cost of measuring.
 pub fn timed_nothing() -> u64 {
     let (before, after): (u64, u64);

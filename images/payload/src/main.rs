@@ -9,6 +9,7 @@
 
 mod console;
 mod entry;
+mod realm;
 
 use core::arch::asm;
 use core::fmt;
@@ -142,6 +143,7 @@ extern "C" fn primary() -> ! {
     let cpus = other_cpus(rmm);
     if rmm {
         bench();
+        realm::life(timed_nothing());
     }
     let failed = FAILED.load(Ordering::Relaxed);
     line(format_args!("done, {} CPUs, {}", cpus, if failed { "FAILED" } else { "all ok" }));

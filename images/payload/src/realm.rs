@@ -1,0 +1,328 @@
+//! One Realm from creation to destruction, driven by hand: every step of a host, with what it costs.
+//!
+//! The Realm's program ([`realm_program`]) does one thing per host call: what the host wrote into the call's first
+//! registers.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+use core::ops::ControlFlow;
+
+use cca_abi::psci;
+use cca_abi::rmi::{self, ExitReason, RealmParams, RecEnter, RecExit, RecParams, RecRun, fid};
+use cca_abi::rsi::HostCall;
+
+use crate::entry::{Answer, smc_timed};
+use crate::{GRANULE, check, expect, is_gpf, line, pool, probe_read};
+
+/// IPA width: the shared half begins at bit 35. One start table at level 1.
+const S2SZ: u8 = 36;
+const SHARED: u64 = 1 << (S2SZ - 1);
+/// Where the program lies.
+const PROGRAM: u64 = 0x8000_0000;
+/// The page of its [`HostCall`].
+const CALL: u64 = PROGRAM + GRANULE;
+/// RAM that nobody has touched.
+const FREE: u64 = PROGRAM + 4 * GRANULE;
+/// End of what RIPAS calls RAM.
+const TOP: u64 = PROGRAM + 16 * GRANULE;
+/// A device that only the host's imagination has.
+const DEVICE: u64 = SHARED | 0x0100_0000;
+
+/// What the program is told to do, in the first register of the host call.
+mod command {
+    pub(super) const NOTHING: u64 = 0;
+    pub(super) const TOUCH: u64 = 1;
+    pub(super) const OFF: u64 = 2;
+    pub(super) const FLOATING_POINT: u64 = 3;
+}
+
+global_asm!(
+    r#"
+.arch_extension fp
+.section .rodata.realm_program, "a"
+.balign 16
+.global realm_program
+realm_program:
+    mov     x20, #0x80000000
+    add     x20, x20, #0x1000
+    mov     x0, #(3 << 20)              // CPACR_EL1.FPEN
+    msr     cpacr_el1, x0
+    isb
+    // Host call; its registers: 0 command, 1 address, 2 what was read.
+1:  mov     x0, #0x0199
+    movk    x0, #0xC400, lsl #16
+    mov     x1, x20
+    smc     #0
+    ldr     x2, [x20, #8]
+    cmp     x2, #1
+    b.eq    2f
+    cmp     x2, #2
+    b.eq    3f
+    cmp     x2, #3
+    b.ne    1b
+    fmov    d0, x2
+    b       1b
+2:  ldr     x3, [x20, #16]
+    ldr     x4, [x3]
+    str     x4, [x20, #24]
+    b       1b
+3:  mov     x0, #8                      // PSCI SYSTEM_OFF
+    movk    x0, #0x8400, lsl #16
+    smc     #0
+    b       3b
+.global realm_program_end
+realm_program_end:
+"#
+);
+
+unsafe extern "C" {
+    static realm_program: u8;
+    static realm_program_end: u8;
+}
+
+/// The granules of this test, in the pool.
+#[derive(Clone, Copy)]
+enum Page {
+    Params = 320,
+    Run,
+    Source,
+    Rd,
+    Start,
+    Level2,
+    Level3,
+    Rec,
+    Aux,
+    Program,
+    Call,
+    Free,
+}
+
+/// What the RMM owns while the Realm lives.
+const DELEGATED: [Page; 7] =
+    [Page::Rd, Page::Start, Page::Level2, Page::Level3, Page::Rec, Page::Aux, Page::Program];
+
+fn pa(page: Page) -> u64 {
+    pool(page as u64)
+}
+
+fn poke(page: Page, offset: usize, value: u64) {
+    // SAFETY: a granule of the pool, which is no Rust object, at an offset below its size.
+    unsafe {
+        core::ptr::with_exposed_provenance_mut::<u64>(pa(page) as usize + offset).write_volatile(value)
+    };
+}
+
+fn peek(page: Page, offset: usize) -> u64 {
+    // SAFETY: as for `poke`.
+    unsafe { core::ptr::with_exposed_provenance::<u64>(pa(page) as usize + offset).read_volatile() }
+}
+
+fn clear(page: Page) {
+    for word in 0..GRANULE as usize / 8 {
+        poke(page, word * 8, 0);
+    }
+}
+
+/// A call of the RMM; `Break` ends the test if it fails.
+fn rmi(name: &str, fid: u64, args: [u64; 5]) -> ControlFlow<(), Answer> {
+    let answer = smc_timed(fid, args);
+    if answer.x[0] == 0 {
+        ControlFlow::Continue(answer)
+    } else {
+        check(name, Err(format_args!("{} gave {:#x}", rmi::name(fid).unwrap_or("?"), answer.x[0])));
+        ControlFlow::Break(())
+    }
+}
+
+fn bench(name: &str, ticks: u64, nothing: u64) {
+    line(format_args!("bench {name} {}", ticks.saturating_sub(nothing)));
+}
+
+/// Enters the REC with a command and gives how it left, with the ticks of the entry.
+fn enter(what: u64, address: u64, flags: u64) -> ControlFlow<(), (ExitReason, u64)> {
+    poke(Page::Run, offset_of!(RecEnter, flags), flags);
+    poke(Page::Run, offset_of!(RecEnter, gprs), what);
+    poke(Page::Run, offset_of!(RecEnter, gprs) + 8, address);
+    poke(Page::Run, offset_of!(RecEnter, gprs) + 16, 0);
+    let answer = rmi("realm-runs", fid::REC_ENTER, [pa(Page::Rec), pa(Page::Run), 0, 0, 0])?;
+    match ExitReason::try_from((exit(0) & 0xFF) as u8) {
+        Ok(reason) => ControlFlow::Continue((reason, answer.ticks)),
+        Err(other) => {
+            check("realm-runs", Err(format_args!("exit reason {other}")));
+            ControlFlow::Break(())
+        }
+    }
+}
+
+fn exit(offset: usize) -> u64 {
+    peek(Page::Run, offset_of!(RecRun, exit) + offset)
+}
+
+fn expect_exit(name: &str, got: ExitReason, wanted: ExitReason) -> ControlFlow<()> {
+    if got == wanted {
+        ControlFlow::Continue(())
+    } else {
+        check(name, Err(format_args!("left with {got:?} (ESR {:#x})", exit(offset_of!(RecExit, esr)))));
+        ControlFlow::Break(())
+    }
+}
+
+/// The whole life.
+pub(crate) fn life(nothing: u64) {
+    let built = build(nothing);
+    let ran = if built.is_continue() { run(nothing) } else { ControlFlow::Break(()) };
+    let ended = destroy();
+    if built.is_continue() && ran.is_continue() && ended.is_continue() {
+        check("realm-lives-and-dies", Ok(()));
+    }
+}
+
+fn build(nothing: u64) -> ControlFlow<()> {
+    for page in DELEGATED {
+        rmi("realm-is-made", fid::GRANULE_DELEGATE, [pa(page), 0, 0, 0, 0])?;
+    }
+    rmi("realm-is-made", fid::GRANULE_DELEGATE, [pa(Page::Call), 0, 0, 0, 0])?;
+    clear(Page::Params);
+    poke(Page::Params, offset_of!(RealmParams, s2sz), S2SZ.into());
+    let features = rmi::Features0(smc_timed(fid::FEATURES, [0; 5]).x[1]);
+    poke(Page::Params, offset_of!(RealmParams, num_bps), features.num_bps());
+    poke(Page::Params, offset_of!(RealmParams, num_wps), features.num_wps());
+    poke(Page::Params, offset_of!(RealmParams, vmid), 7);
+    poke(Page::Params, offset_of!(RealmParams, rtt_base), pa(Page::Start));
+    poke(Page::Params, offset_of!(RealmParams, rtt_level_start), 1);
+    poke(Page::Params, offset_of!(RealmParams, rtt_num_start), 1);
+    let rd = pa(Page::Rd);
+    let create = rmi("realm-is-made", fid::REALM_CREATE, [rd, pa(Page::Params), 0, 0, 0])?;
+    bench("RMI_REALM_CREATE", create.ticks, nothing);
+    rmi("realm-is-made", fid::RTT_CREATE, [rd, pa(Page::Level2), PROGRAM, 2, 0])?;
+    let table = rmi("realm-is-made", fid::RTT_CREATE, [rd, pa(Page::Level3), PROGRAM, 3, 0])?;
+    bench("RMI_RTT_CREATE", table.ticks, nothing);
+    let ripas = rmi("realm-is-made", fid::RTT_INIT_RIPAS, [rd, PROGRAM, TOP, 0, 0])?;
+    bench("RMI_RTT_INIT_RIPAS of 16 pages", ripas.ticks, nothing);
+
+    clear(Page::Source);
+    // SAFETY: the program's bytes, between its two symbols, in whole words.
+    let program = unsafe {
+        let (start, end) = (&raw const realm_program, &raw const realm_program_end);
+        core::slice::from_raw_parts(start.cast::<u32>(), (end.addr() - start.addr()) / 4)
+    };
+    for (word, pair) in program.chunks(2).enumerate() {
+        let high = pair.get(1).copied().unwrap_or(0);
+        poke(Page::Source, word * 8, u64::from(high) << 32 | u64::from(pair[0]));
+    }
+    let source = pa(Page::Source);
+    let measure = rmi::DATA_MEASURE_CONTENT;
+    let data = rmi("realm-is-made", fid::DATA_CREATE, [rd, pa(Page::Program), PROGRAM, source, measure])?;
+    bench("RMI_DATA_CREATE measured", data.ticks, nothing);
+    clear(Page::Source);
+    let data = rmi("realm-is-made", fid::DATA_CREATE, [rd, pa(Page::Call), CALL, source, 0])?;
+    bench("RMI_DATA_CREATE not measured", data.ticks, nothing);
+
+    let aux = rmi("realm-is-made", fid::REC_AUX_COUNT, [rd, 0, 0, 0, 0])?.x[1];
+    if aux > 1 {
+        check("realm-is-made", Err(format_args!("{aux} auxiliary granules, this test has one")));
+        return ControlFlow::Break(());
+    }
+    clear(Page::Params);
+    poke(Page::Params, offset_of!(RecParams, flags), rmi::REC_RUNNABLE);
+    poke(Page::Params, offset_of!(RecParams, pc), PROGRAM);
+    poke(Page::Params, offset_of!(RecParams, num_aux), aux);
+    poke(Page::Params, offset_of!(RecParams, aux), pa(Page::Aux));
+    let rec = rmi("realm-is-made", fid::REC_CREATE, [rd, pa(Page::Rec), pa(Page::Params), 0, 0])?;
+    bench("RMI_REC_CREATE", rec.ticks, nothing);
+    rmi("realm-is-made", fid::REALM_ACTIVATE, [rd, 0, 0, 0, 0])?;
+    ControlFlow::Continue(())
+}
+
+fn run(nothing: u64) -> ControlFlow<()> {
+    clear(Page::Run);
+    // The first entry comes to the first host call.
+    let (reason, _) = enter(command::NOTHING, 0, 0)?;
+    expect_exit("realm-runs", reason, ExitReason::HostCall)?;
+    let mut empty = u64::MAX;
+    for _ in 0..8 {
+        let (reason, ticks) = enter(command::NOTHING, 0, 0)?;
+        expect_exit("realm-calls-its-host", reason, ExitReason::HostCall)?;
+        empty = ticks.min(empty);
+    }
+    bench("RMI_REC_ENTER to an immediate host call", empty, nothing);
+    check("realm-calls-its-host", Ok(()));
+    let (reason, ticks) = enter(command::FLOATING_POINT, 0, 0)?;
+    expect_exit("realm-calls-its-host", reason, ExitReason::HostCall)?;
+    bench("RMI_REC_ENTER with floating point", ticks, nothing);
+    device(nothing)?;
+    first_touch(nothing)?;
+    match probe_read(pa(Page::Free)) {
+        Err(esr) if is_gpf(esr) => check("realm-memory-read-faults", Ok(())),
+        other => check("realm-memory-read-faults", Err(format_args!("{other:#x?}"))),
+    }
+    let (reason, _) = enter(command::OFF, 0, 0)?;
+    expect_exit("realm-switches-off", reason, ExitReason::Psci)?;
+    expect("realm-switches-off", exit(offset_of!(RecExit, gprs)), psci::fid::SYSTEM_OFF);
+    let again = smc_timed(fid::REC_ENTER, [pa(Page::Rec), pa(Page::Run), 0, 0, 0]).x[0];
+    expect("realm-stays-off", again, rmi::Status::ErrorRealm(1).to_register());
+    ControlFlow::Continue(())
+}
+
+/// A load from a device: leaves as an emulatable abort, goes on with the host's value.
+fn device(nothing: u64) -> ControlFlow<()> {
+    const VALUE: u64 = 0x00C0_FFEE;
+    let (reason, ticks) = enter(command::TOUCH, DEVICE | 8, 0)?;
+    expect_exit("realm-reaches-a-device", reason, ExitReason::Sync)?;
+    bench("RMI_REC_ENTER to a device access", ticks, nothing);
+    let ipa = (exit(offset_of!(RecExit, hpfar)) << 8) & !0xFFF | exit(offset_of!(RecExit, far));
+    expect("realm-reaches-a-device", ipa, DEVICE | 8);
+    let (reason, _) = enter(VALUE, 0, rmi::enter_flags::EMUL_MMIO)?;
+    expect_exit("realm-reaches-a-device", reason, ExitReason::HostCall)?;
+    let seen = exit(offset_of!(RecExit, gprs) + 2 * 8);
+    expect("realm-gets-the-hosts-answer", seen, VALUE);
+    ControlFlow::Continue(())
+}
+
+/// The first touch of a page: abort, delegate, map, go on.
+fn first_touch(nothing: u64) -> ControlFlow<()> {
+    poke(Page::Free, 0, 0xDEAD);
+    let (reason, mut ticks) = enter(command::TOUCH, FREE, 0)?;
+    expect_exit("realm-touches-a-page", reason, ExitReason::Sync)?;
+    expect("realm-touches-a-page", (exit(offset_of!(RecExit, hpfar)) << 8) & !0xFFF, FREE);
+    let rd = pa(Page::Rd);
+    ticks += rmi("realm-touches-a-page", fid::GRANULE_DELEGATE, [pa(Page::Free), 0, 0, 0, 0])?.ticks;
+    let data = rmi("realm-touches-a-page", fid::DATA_CREATE_UNKNOWN, [rd, pa(Page::Free), FREE, 0, 0])?;
+    bench("RMI_DATA_CREATE_UNKNOWN", data.ticks, nothing);
+    ticks += data.ticks;
+    let (reason, rest) = enter(command::NOTHING, 0, 0)?;
+    expect_exit("realm-touches-a-page", reason, ExitReason::HostCall)?;
+    expect("realm-finds-nothing-of-the-host", exit(offset_of!(RecExit, gprs) + 2 * 8), 0);
+    bench(
+        "first touch without a kernel (2 REC_ENTER, DELEGATE, DATA_CREATE_UNKNOWN)",
+        ticks + rest,
+        4 * nothing,
+    );
+    ControlFlow::Continue(())
+}
+
+/// Takes apart whatever is there; every granule must come back empty.
+fn destroy() -> ControlFlow<()> {
+    let rd = pa(Page::Rd);
+    for (page, ipa) in [(Page::Program, PROGRAM), (Page::Call, CALL), (Page::Free, FREE)] {
+        let answer = smc_timed(fid::DATA_DESTROY, [rd, ipa, 0, 0, 0]);
+        if answer.x[0] == 0 {
+            expect("realm-gives-its-page-back", answer.x[1], pa(page));
+        }
+    }
+    smc_timed(fid::REC_DESTROY, [pa(Page::Rec), 0, 0, 0, 0]);
+    smc_timed(fid::RTT_DESTROY, [rd, PROGRAM, 3, 0, 0]);
+    smc_timed(fid::RTT_DESTROY, [rd, PROGRAM, 2, 0, 0]);
+    rmi("realm-is-destroyed", fid::REALM_DESTROY, [rd, 0, 0, 0, 0])?;
+    for page in DELEGATED.into_iter().chain([Page::Call, Page::Free]) {
+        rmi("realm-is-destroyed", fid::GRANULE_UNDELEGATE, [pa(page), 0, 0, 0, 0])?;
+        if let Some(word) = (0..GRANULE as usize / 8).find(|&word| peek(page, word * 8) != 0) {
+            check("realm-leaves-nothing", Err(format_args!("page {} word {word}", page as u64)));
+            return ControlFlow::Break(());
+        }
+    }
+    check("realm-leaves-nothing", Ok(()));
+    ControlFlow::Continue(())
+}
+
+const _: () = assert!(offset_of!(HostCall, gprs) == 8, "the program knows it");
