@@ -265,7 +265,7 @@ fn exec_status_7(environment: &Environment) -> Result<()> {
 
 fn guest_knows(environment: &Environment) -> Result<()> {
     let (status, text) = exec(environment, "dmesg | grep -i -e rsi -e realm; grep MemTotal /proc/meminfo")?;
-    ensure!(status == 0 && text.contains("RSI: Using RSI version"), "status {status}, output:\n{text}");
+    ensure!(status == 0 && text.contains("Using RSI version"), "status {status}, output:\n{text}");
     ensure!(text.contains("MemTotal"), "no MemTotal:\n{text}");
     Ok(())
 }
