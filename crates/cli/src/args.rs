@@ -113,7 +113,7 @@ pub(crate) struct MachineArgs {
     /// The EL3 firmware's image [default: our monitor]; `none` boots the host kernel without EL3 and RMM
     #[arg(long, value_name = "FILE")]
     pub(crate) firmware: Option<PathBuf>,
-    /// QEMU's accelerator, e.g. tcg,thread=multi
+    /// QEMU's accelerator, e.g. tcg,thread=multi [default: one thread, with a clock that counts instructions]
     #[arg(long, value_name = "ACCEL")]
     pub(crate) accel: Option<String>,
     /// One more argument for QEMU (may be repeated)

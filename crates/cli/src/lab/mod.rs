@@ -233,7 +233,7 @@ pub(crate) fn config(
         cmdline,
         cpus: args.host_cpus.unwrap_or_else(|| guest_cpus.unwrap_or(1).clamp(1, 8)),
         memory: args.host_memory.unwrap_or(guest_memory.unwrap_or(GUEST_MEMORY) + HOST_MEMORY),
-        accel: args.accel.clone().unwrap_or_else(|| machine::DEFAULT_ACCEL.to_owned()),
+        accel: args.accel.clone(),
         extra: args.qemu_args.clone(),
     }
 }
