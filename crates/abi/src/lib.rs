@@ -22,6 +22,9 @@ pub mod rmm_el3;
 pub mod rsi;
 pub mod smccc;
 
+/// What turns the structures into bytes and back.
+pub use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
 /// Bytes in a granule: the unit of memory protection, and the page size of everything here.
 pub const GRANULE_SIZE: u64 = 4096;
 

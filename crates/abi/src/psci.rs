@@ -35,6 +35,9 @@ pub const AFFINITY_OFF: i64 = 1;
 /// `AFFINITY_INFO`: a `CPU_ON` is under way.
 pub const AFFINITY_ON_PENDING: i64 = 2;
 
+/// `MIGRATE_INFO_TYPE`: there is no trusted OS that would have to be migrated.
+pub const MIGRATION_NOT_REQUIRED: u64 = 2;
+
 /// Return codes, sign-extended into `x0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i64)]

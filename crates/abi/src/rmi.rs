@@ -39,6 +39,10 @@ pub mod fid {
 pub const FIRST_FUNCTION: u16 = 0x150;
 /// Last function number of the RMI range of RMM 1.0 ([`crate::rmm_el3::fid::REQ_COMPLETE`] is 0x18F).
 pub const LAST_FUNCTION: u16 = 0x18E;
+/// First function number of the range that RMM 2.0 added.
+pub const FIRST_FUNCTION_2_0: u16 = 0x1D0;
+/// Last function number of that range.
+pub const LAST_FUNCTION_2_0: u16 = 0x2CF;
 
 /// The specification's name of a command, or `None` for an identifier that is none.
 #[must_use]

@@ -103,6 +103,9 @@ impl BootStatus {
     }
 }
 
+/// `ATTEST_GET_REALM_KEY`: the curve P-384, the only one.
+pub const CURVE_P384: u64 = 0;
+
 /// Manifest version 0.5.
 pub const MANIFEST_VERSION_0_5: u32 = 5;
 
@@ -139,6 +142,12 @@ pub struct ConsoleInfo {
     pub baud_rate: u64,
     pub flags: u64,
 }
+
+/// [`ConsoleInfo::name`] of a PL011.
+pub const CONSOLE_PL011: [u8; 8] = *b"pl011\0\0\0";
+
+/// Version 0.1 of [`RootComplexList`].
+pub const ROOT_COMPLEX_VERSION_0_1: u32 = 1;
 
 /// The root complexes (manifest 0.5). Empty here.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]

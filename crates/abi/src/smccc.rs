@@ -29,6 +29,12 @@ pub const fn fid(x0: u64) -> u64 {
     x0 & 0xFFFF_FFFF & !SVE_HINT
 }
 
+/// The identifier of a standard fast 64-bit call.
+#[must_use]
+pub const fn standard_fid(function: u16) -> u64 {
+    STANDARD_FAST64 | function as u64
+}
+
 /// Function number of a standard fast 64-bit call, or `None` for any other identifier.
 #[must_use]
 pub const fn standard_fast64(fid: u64) -> Option<u16> {

@@ -8,8 +8,7 @@ use core::fmt;
 /// Number of CPUs that the monitor has room for.
 pub const MAX_CPUS: usize = 32;
 
-/// A granule: the unit of protection, 4 KiB.
-pub const GRANULE_SIZE: u64 = 4096;
+pub use cca_abi::GRANULE_SIZE;
 
 /// A physical address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

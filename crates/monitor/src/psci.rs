@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use cca_abi::psci::Code;
+use cca_abi::psci::{AFFINITY_OFF, AFFINITY_ON, AFFINITY_ON_PENDING, Code};
 
 use crate::platform::MAX_CPUS;
 
@@ -15,11 +15,11 @@ use crate::platform::MAX_CPUS;
 #[repr(u8)]
 pub enum CpuState {
     /// Runs in the Normal world or below EL3 on its behalf.
-    On = 0,
+    On = AFFINITY_ON as u8,
     /// Parked.
-    Off = 1,
+    Off = AFFINITY_OFF as u8,
     /// Released, on its way.
-    OnPending = 2,
+    OnPending = AFFINITY_ON_PENDING as u8,
 }
 
 #[derive(Debug)]
@@ -117,13 +117,5 @@ impl Psci {
         }
         let (_, cpu) = self.target(mpidr)?;
         Ok(u64::from(cpu.state.load(Ordering::Acquire)))
-    }
-
-    /// Whether any CPU other than this one is on or coming.
-    pub fn others_on(&self, cpu: usize) -> bool {
-        self.cpus
-            .iter()
-            .enumerate()
-            .any(|(i, c)| i != cpu && c.state.load(Ordering::Acquire) != CpuState::Off as u8)
     }
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use cca_abi::rmm_el3::{BootStatus, Status, VERSION_2_0, fid};
+use cca_abi::rmm_el3::{BootStatus, CURVE_P384, Status, VERSION_2_0, fid};
 use cca_abi::smccc;
 
 use crate::Monitor;
@@ -13,9 +13,6 @@ use crate::platform::{Action, GRANULE_SIZE, MAX_CPUS, Platform, Regs};
 /// The version offered: 2.0. Eight result registers go back to the host, and the RMM, not EL3, keeps the
 /// host's ICC_SRE_EL2, ICH_HCR_EL2 and ICH_VMCR_EL2.
 pub const INTERFACE_VERSION: u64 = VERSION_2_0;
-
-/// The only curve of ATTEST_GET_REALM_KEY.
-const CURVE_P384: u64 = 0;
 
 /// Where the RMM stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,20 +1,17 @@
 //! The routing table: which world may call which function.
 
 use cca_abi::psci::{self, Code, fid};
-use cca_abi::{rmm_el3, smccc};
+use cca_abi::{rmi, rmm_el3, smccc};
 
 use crate::Monitor;
 use crate::gpt::Gpi;
 use crate::platform::{Action, Platform, Regs, World};
 
 /// The two ranges of RMI functions; the second one came with RMM 2.0.
-const RMI_FIRST: u64 = 0xC400_0150;
-const RMI_LAST: u64 = 0xC400_018E;
-const RMI2_FIRST: u64 = 0xC400_01D0;
-const RMI2_LAST: u64 = 0xC400_02CF;
-
-/// No trusted OS that would have to be migrated.
-const MIGRATION_NOT_REQUIRED: u64 = 2;
+const RMI_FIRST: u64 = smccc::standard_fid(rmi::FIRST_FUNCTION);
+const RMI_LAST: u64 = smccc::standard_fid(rmi::LAST_FUNCTION);
+const RMI2_FIRST: u64 = smccc::standard_fid(rmi::FIRST_FUNCTION_2_0);
+const RMI2_LAST: u64 = smccc::standard_fid(rmi::LAST_FUNCTION_2_0);
 
 impl Monitor {
     /// Handles an SMC of `cpu` in `world`. `regs` are the caller's; results are written there, registers
@@ -62,7 +59,7 @@ impl Monitor {
             }
             fid::AFFINITY_INFO_64 => self.psci.affinity_info(regs[1], regs[2]),
             fid::AFFINITY_INFO_32 => self.psci.affinity_info(low(regs[1]), low(regs[2])),
-            fid::MIGRATE_INFO_TYPE => Ok(MIGRATION_NOT_REQUIRED),
+            fid::MIGRATE_INFO_TYPE => Ok(psci::MIGRATION_NOT_REQUIRED),
             fid::CPU_OFF => return Action::CpuOff,
             fid::SYSTEM_OFF => {
                 platform.print(format_args!("system off, asked for by CPU {cpu}"));

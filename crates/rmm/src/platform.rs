@@ -28,8 +28,7 @@ use core::sync::atomic::AtomicU64;
 
 use crate::context::RecContext;
 
-/// Bytes in a granule.
-pub const GRANULE_SIZE: u64 = 4096;
+pub use cca_abi::GRANULE_SIZE;
 
 /// Words in a granule.
 pub const GRANULE_WORDS: usize = 512;

@@ -4,7 +4,7 @@ use monitor::attest::{Measured, Measurement};
 use monitor::dtb::{Dtb, DtbError};
 use monitor::enables::{IdRegs, pps_bits};
 use monitor::gpt::{Geometry, Gpi, Gpt, Region};
-use monitor::manifest::{self, Bank, Console, MAX_BANKS, Manifest};
+use monitor::manifest::{self, Bank, CONSOLE_PL011, ConsoleInfo, MAX_BANKS, ManifestPage};
 use monitor::{Config, MAX_CPUS, Monitor, Platform};
 
 use sha2::{Digest, Sha256};
@@ -174,12 +174,21 @@ fn load_initrd(after: u64, dram_end: u64) -> Option<Bank> {
 }
 
 fn write_manifest(banks: &[Bank]) {
-    let console = Console { base: layout::UART0, name: *b"pl011\0\0\0", clock_hz: 1, baud: 115_200 };
-    let manifest = Manifest::new(layout::SHARED_PAGE, banks, console);
+    let console = ConsoleInfo {
+        base: layout::UART0,
+        map_pages: 1,
+        name: CONSOLE_PL011,
+        clk_in_hz: 1,
+        baud_rate: 115_200,
+        flags: 0,
+    };
+    let manifest = ManifestPage::new(layout::SHARED_PAGE, banks, console);
     for offset in (0..PAGE as usize).step_by(64) {
         Machine.shared_page_write(offset, &[0; 64]);
     }
-    Machine.shared_page_write(0, manifest.as_bytes());
+    for (offset, bytes) in manifest.pieces() {
+        Machine.shared_page_write(offset, bytes);
+    }
     clean_to_poc(layout::SHARED_PAGE, PAGE);
 }
 

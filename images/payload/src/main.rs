@@ -15,28 +15,12 @@ use core::arch::asm;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use cca_abi::psci::{self, Code};
+use cca_abi::{rmi, rmm_el3, smccc};
 use console::line;
 use entry::{smc, timed_nothing, timed_smc};
 
-const SMCCC_VERSION: u64 = 0x8000_0000;
-const PSCI_VERSION: u64 = 0x8400_0000;
-const CPU_OFF: u64 = 0x8400_0002;
-const CPU_ON: u64 = 0xC400_0003;
-const AFFINITY_INFO: u64 = 0xC400_0004;
-const SYSTEM_OFF: u64 = 0x8400_0008;
-const RMI_VERSION: u64 = 0xC400_0150;
-const RMI_GRANULE_DELEGATE: u64 = 0xC400_0151;
-const RMI_GRANULE_UNDELEGATE: u64 = 0xC400_0152;
-const GTSI_DELEGATE: u64 = 0xC400_01B0;
-const RMI_REQ_COMPLETE: u64 = 0xC400_018F;
-const RMI_1_0: u64 = 0x0001_0000;
-
-const INVALID_PARAMETERS: u64 = -2_i64 as u64;
-const ALREADY_ON: u64 = -4_i64 as u64;
-const INVALID_ADDRESS: u64 = -9_i64 as u64;
-const UNKNOWN: u64 = u64::MAX;
-
-const GRANULE: u64 = 4096;
+const GRANULE: u64 = cca_abi::GRANULE_SIZE;
 const RMM_MEMORY: u64 = 0x4010_0000;
 const SECURE_RAM: u64 = 0x0E00_0000;
 /// Data abort without a change of exception level, granule protection fault on the output address.
@@ -125,12 +109,16 @@ fn is_gpf(esr: u64) -> bool {
 extern "C" fn primary() -> ! {
     console::init();
     line(format_args!("start"));
-    expect("psci-version", smc(PSCI_VERSION, 0, 0, 0)[0], 0x0001_0001);
-    expect("smccc-version", smc(SMCCC_VERSION, 0, 0, 0)[0], 0x0001_0002);
-    expect("unknown-function", smc(0xC600_1234, 0, 0, 0)[0], UNKNOWN);
-    expect("host-cannot-delegate-by-itself", smc(GTSI_DELEGATE, pool(0), 0, 0)[0], UNKNOWN);
-    expect("host-cannot-complete-a-call", smc(RMI_REQ_COMPLETE, 0, 0, 0)[0], UNKNOWN);
-    let version = smc(RMI_VERSION, RMI_1_0, 0, 0);
+    expect("psci-version", smc(psci::fid::VERSION, 0, 0, 0)[0], psci::VERSION_1_1);
+    expect("smccc-version", smc(smccc::VERSION, 0, 0, 0)[0], smccc::VERSION_1_2);
+    expect("unknown-function", smc(0xC600_1234, 0, 0, 0)[0], smccc::NOT_SUPPORTED);
+    expect(
+        "host-cannot-delegate-by-itself",
+        smc(rmm_el3::fid::GTSI_DELEGATE, pool(0), 0, 0)[0],
+        smccc::NOT_SUPPORTED,
+    );
+    expect("host-cannot-complete-a-call", smc(rmm_el3::fid::REQ_COMPLETE, 0, 0, 0)[0], smccc::NOT_SUPPORTED);
+    let version = smc(rmi::fid::VERSION, rmi::VERSION_1_0, 0, 0);
     expect("rmi-version", version[0], 0);
     line(format_args!("rmi-version is {:#x} to {:#x}", version[1], version[2]));
     let rmm = version[0] == 0;
@@ -150,7 +138,7 @@ extern "C" fn primary() -> ! {
     if failed {
         console::fail();
     }
-    smc(SYSTEM_OFF, 0, 0, 0);
+    smc(psci::fid::SYSTEM_OFF, 0, 0, 0);
     console::fail()
 }
 
@@ -158,8 +146,8 @@ extern "C" fn primary() -> ! {
 fn registers_survive() {
     let pattern = |i: usize| 0xA5A5_0000_0000_0000 | (i as u64) << 8;
     let mut regs: [u64; 31] = core::array::from_fn(pattern);
-    regs[0] = RMI_VERSION;
-    regs[1] = RMI_1_0;
+    regs[0] = rmi::fid::VERSION;
+    regs[1] = rmi::VERSION_1_0;
     let before = el2_state();
     // SAFETY: restores what the compiler relies on.
     unsafe { smc_all(&raw mut regs) };
@@ -222,7 +210,7 @@ fn protection() {
     for word in 0..GRANULE / 8 {
         let _ = probe_write(pa + word * 8, 0xDEAD_BEEF_0000_0000 | word);
     }
-    expect("delegate", smc(RMI_GRANULE_DELEGATE, pa, 0, 0)[0], 0);
+    expect("delegate", smc(rmi::fid::GRANULE_DELEGATE, pa, 0, 0)[0], 0);
     match probe_read(pa) {
         Err(esr) if is_gpf(esr) => check("delegated-read-faults", Ok(())),
         other => check("delegated-read-faults", Err(format_args!("{other:#x?}"))),
@@ -235,12 +223,12 @@ fn protection() {
         (Ok(_), Ok(_)) => check("neighbours-stay-readable", Ok(())),
         other => check("neighbours-stay-readable", Err(format_args!("{other:#x?}"))),
     }
-    if smc(RMI_GRANULE_DELEGATE, pa, 0, 0)[0] == 0 {
+    if smc(rmi::fid::GRANULE_DELEGATE, pa, 0, 0)[0] == 0 {
         check("delegate-twice-refused", Err(format_args!("it was not")));
     } else {
         check("delegate-twice-refused", Ok(()));
     }
-    expect("undelegate", smc(RMI_GRANULE_UNDELEGATE, pa, 0, 0)[0], 0);
+    expect("undelegate", smc(rmi::fid::GRANULE_UNDELEGATE, pa, 0, 0)[0], 0);
     match (0..GRANULE / 8).map(|w| (w, probe_read(pa + w * 8))).find(|(_, r)| *r != Ok(0)) {
         None => check("undelegated-reads-zero", Ok(())),
         Some((word, value)) => check("undelegated-reads-zero", Err(format_args!("word {word}: {value:#x?}"))),
@@ -250,14 +238,14 @@ fn protection() {
 /// What the RMM and EL3 must not let the host have.
 fn refusals() {
     let cases = [
-        ("delegate-of-rmm-memory-refused", RMI_GRANULE_DELEGATE, RMM_MEMORY),
-        ("delegate-of-secure-ram-refused", RMI_GRANULE_DELEGATE, SECURE_RAM),
-        ("delegate-of-device-refused", RMI_GRANULE_DELEGATE, 0x0900_0000),
-        ("delegate-misaligned-refused", RMI_GRANULE_DELEGATE, pool(1) + 8),
-        ("delegate-beyond-memory-refused", RMI_GRANULE_DELEGATE, 1 << 47),
-        ("delegate-wild-address-refused", RMI_GRANULE_DELEGATE, 0xFFFF_FFFF_FFFF_F000),
-        ("undelegate-of-own-memory-refused", RMI_GRANULE_UNDELEGATE, pool(1)),
-        ("undelegate-of-rmm-memory-refused", RMI_GRANULE_UNDELEGATE, RMM_MEMORY),
+        ("delegate-of-rmm-memory-refused", rmi::fid::GRANULE_DELEGATE, RMM_MEMORY),
+        ("delegate-of-secure-ram-refused", rmi::fid::GRANULE_DELEGATE, SECURE_RAM),
+        ("delegate-of-device-refused", rmi::fid::GRANULE_DELEGATE, 0x0900_0000),
+        ("delegate-misaligned-refused", rmi::fid::GRANULE_DELEGATE, pool(1) + 8),
+        ("delegate-beyond-memory-refused", rmi::fid::GRANULE_DELEGATE, 1 << 47),
+        ("delegate-wild-address-refused", rmi::fid::GRANULE_DELEGATE, 0xFFFF_FFFF_FFFF_F000),
+        ("undelegate-of-own-memory-refused", rmi::fid::GRANULE_UNDELEGATE, pool(1)),
+        ("undelegate-of-rmm-memory-refused", rmi::fid::GRANULE_UNDELEGATE, RMM_MEMORY),
     ];
     for (name, fid, pa) in cases {
         match smc(fid, pa, 0, 0)[0] {
@@ -273,22 +261,30 @@ fn refusals() {
 
 fn psci_refusals() {
     let entry = secondary_start as *const () as u64;
-    expect("cpu-on-self-refused", smc(CPU_ON, 0, entry, 0)[0], ALREADY_ON);
-    expect("cpu-on-nobody-refused", smc(CPU_ON, 0xFF_0000, entry, 0)[0], INVALID_PARAMETERS);
-    expect("cpu-on-into-rmm-refused", smc(CPU_ON, 1, RMM_MEMORY, 0)[0], INVALID_ADDRESS);
-    expect("affinity-of-self-is-on", smc(AFFINITY_INFO, 0, 0, 0)[0], 0);
+    expect("cpu-on-self-refused", smc(psci::fid::CPU_ON_64, 0, entry, 0)[0], Code::AlreadyOn.to_register());
+    expect(
+        "cpu-on-nobody-refused",
+        smc(psci::fid::CPU_ON_64, 0xFF_0000, entry, 0)[0],
+        Code::InvalidParameters.to_register(),
+    );
+    expect(
+        "cpu-on-into-rmm-refused",
+        smc(psci::fid::CPU_ON_64, 1, RMM_MEMORY, 0)[0],
+        Code::InvalidAddress.to_register(),
+    );
+    expect("affinity-of-self-is-on", smc(psci::fid::AFFINITY_INFO_64, 0, 0, 0)[0], 0);
 }
 
 /// Turns every other CPU on twice; together they delegate neighbouring granules.
 fn other_cpus(rmm: bool) -> u64 {
     let mut cpus = 1;
-    while cpus < 16 && smc(AFFINITY_INFO, cpus, 0, 0)[0] == 1 {
+    while cpus < 16 && smc(psci::fid::AFFINITY_INFO_64, cpus, 0, 0)[0] == 1 {
         cpus += 1;
     }
     for round in 1..=2 {
         for cpu in 1..cpus {
             let entry = secondary_start as *const () as u64;
-            let result = smc(CPU_ON, cpu, entry, cpu)[0];
+            let result = smc(psci::fid::CPU_ON_64, cpu, entry, cpu)[0];
             if result != 0 {
                 check("cpu-on", Err(format_args!("CPU {cpu}: {:#x}", result)));
                 return cpus;
@@ -301,7 +297,7 @@ fn other_cpus(rmm: bool) -> u64 {
             while DONE[cpu as usize].load(Ordering::Acquire) != round {
                 core::hint::spin_loop();
             }
-            while smc(AFFINITY_INFO, cpu, 0, 0)[0] != 1 {
+            while smc(psci::fid::AFFINITY_INFO_64, cpu, 0, 0)[0] != 1 {
                 core::hint::spin_loop();
             }
         }
@@ -316,8 +312,8 @@ fn other_cpus(rmm: bool) -> u64 {
 fn churn(cpu: u64) {
     for n in 0..16 {
         let pa = pool(16 + n * 16 + cpu);
-        let delegated = smc(RMI_GRANULE_DELEGATE, pa, 0, 0)[0];
-        let undelegated = smc(RMI_GRANULE_UNDELEGATE, pa, 0, 0)[0];
+        let delegated = smc(rmi::fid::GRANULE_DELEGATE, pa, 0, 0)[0];
+        let undelegated = smc(rmi::fid::GRANULE_UNDELEGATE, pa, 0, 0)[0];
         if (delegated, undelegated) != (0, 0) {
             check("delegate-on-all-cpus", Err(format_args!("CPU {cpu}: {delegated:#x} {undelegated:#x}")));
             return;
@@ -327,14 +323,14 @@ fn churn(cpu: u64) {
 
 #[unsafe(no_mangle)]
 extern "C" fn secondary(cpu: u64) -> ! {
-    let version = smc(RMI_VERSION, RMI_1_0, 0, 0)[0];
+    let version = smc(rmi::fid::VERSION, rmi::VERSION_1_0, 0, 0)[0];
     if version == 0 {
         churn(cpu);
-    } else if version != UNKNOWN {
+    } else if version != smccc::NOT_SUPPORTED {
         check("rmi-version-on-every-cpu", Err(format_args!("CPU {cpu}: {version:#x}")));
     }
     DONE[cpu as usize].fetch_add(1, Ordering::Release);
-    smc(CPU_OFF, 0, 0, 0);
+    smc(psci::fid::CPU_OFF, 0, 0, 0);
     line(format_args!("cpu-off FAILED CPU {cpu}"));
     console::fail()
 }
@@ -348,10 +344,10 @@ fn bench() {
     let pa = pool(300);
     for _ in 0..8 {
         let calls = [
-            timed_smc(PSCI_VERSION, 0),
-            timed_smc(RMI_VERSION, RMI_1_0),
-            timed_smc(RMI_GRANULE_DELEGATE, pa),
-            timed_smc(RMI_GRANULE_UNDELEGATE, pa),
+            timed_smc(psci::fid::VERSION, 0),
+            timed_smc(rmi::fid::VERSION, rmi::VERSION_1_0),
+            timed_smc(rmi::fid::GRANULE_DELEGATE, pa),
+            timed_smc(rmi::fid::GRANULE_UNDELEGATE, pa),
         ];
         for (cost, (_, ticks)) in costs.iter_mut().zip(calls) {
             *cost = ticks.min(*cost);

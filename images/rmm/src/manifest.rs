@@ -1,6 +1,8 @@
 //! The boot manifest: read once from EL3's shared page, checked, turned into plain values.
 
-use cca_abi::rmm_el3::{BootStatus, ConsoleInfo, MANIFEST_SIZE_0_3, Manifest, ManifestList, MemoryBank};
+use cca_abi::rmm_el3::{
+    BootStatus, CONSOLE_PL011, ConsoleInfo, MANIFEST_SIZE_0_3, Manifest, ManifestList, MemoryBank,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Banks that the manifest may list.
@@ -51,7 +53,7 @@ pub fn parse(page: &[u8; 4096], base: u64, pa_limit: u64) -> Result<Machine, Boo
     for item in list(page, base, &manifest.consoles, size_of::<ConsoleInfo>(), 16)? {
         let console = ConsoleInfo::read_from_bytes(item).map_err(|_| BootStatus::ManifestDataError)?;
         let usable = console.base != 0 && console.base & 0xFFF == 0 && console.base < pa_limit;
-        if machine.console == 0 && usable && console.name == *b"pl011\0\0\0" {
+        if machine.console == 0 && usable && console.name == CONSOLE_PL011 {
             machine.console = console.base;
         }
     }
@@ -114,7 +116,7 @@ mod tests {
     }
 
     fn pl011(base: u64) -> [u64; 6] {
-        [base, 1, u64::from_le_bytes(*b"pl011\0\0\0"), 1, 115_200, 0]
+        [base, 1, u64::from_le_bytes(CONSOLE_PL011), 1, 115_200, 0]
     }
 
     fn refused(page: &[u8; 4096]) -> Option<BootStatus> {

@@ -1,4 +1,5 @@
 use cca_abi::psci::{Code, fid};
+use cca_abi::rmi::fid::VERSION as RMI_VERSION;
 use cca_abi::rmm_el3::{self, Status};
 use cca_abi::smccc;
 use proptest::prelude::*;
@@ -6,8 +7,6 @@ use proptest::prelude::*;
 use super::machine::{CARVE_OUT, Machine, NS_PAGE, SHARED_PAGE, monitor};
 use crate::gpt::Gpi;
 use crate::{Action, Monitor, Regs, RmmState, Start, World};
-
-const RMI_VERSION: u64 = 0xC400_0150;
 
 fn call(monitor: &Monitor, machine: &Machine, cpu: usize, world: World, args: &[u64]) -> (Action, Regs) {
     let mut regs: Regs = core::array::from_fn(|i| 0xA000 + i as u64);
