@@ -30,6 +30,8 @@ fn unassigned(walk: &Walk<'_>) -> Result<Ripas, Status> {
 
 impl<P: Platform> Rmm<'_, P> {
     /// RMI_DATA_CREATE.
+    // Not inlined: its buffers must not be part of every other command's stack frame.
+    #[inline(never)]
     pub(crate) fn data_create(&self, rd: u64, data: u64, ipa: u64, src: u64, flags: u64) -> Answer {
         if !self.granules.is_undelegated(src) || data >> 48 != 0 {
             return Err(Status::ErrorInput.into());

@@ -186,6 +186,8 @@ impl<P: Platform> Rmm<'_, P> {
     }
 
     /// RMI_REALM_CREATE.
+    // Not inlined: its buffers must not be part of every other command's stack frame.
+    #[inline(never)]
     pub(crate) fn realm_create(&self, rd: u64, params_ptr: u64) -> Answer {
         let params: RealmParams = self.read_params(params_ptr)?;
         let shape = self.config.check_realm(&params).ok_or(Status::ErrorInput)?;

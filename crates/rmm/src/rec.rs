@@ -224,6 +224,8 @@ impl<P: Platform> Rmm<'_, P> {
     }
 
     /// RMI_REC_CREATE.
+    // Not inlined: its buffers must not be part of every other command's stack frame.
+    #[inline(never)]
     pub(crate) fn rec_create(&self, rd: u64, rec: u64, params_ptr: u64) -> Answer {
         let params: RecParams = self.read_params(params_ptr)?;
         if params.num_aux != REC_AUX_COUNT {

@@ -36,6 +36,8 @@ fn change_entries(
 
 impl<P: Platform> Rmm<'_, P> {
     /// RMI_RTT_INIT_RIPAS.
+    // Not inlined: its buffers must not be part of every other command's stack frame.
+    #[inline(never)]
     pub(crate) fn rtt_init_ripas(&self, rd: u64, base: u64, top: u64) -> Answer {
         // The RD stays locked: the RIM's updates must not interleave.
         let rd = self.granules.lock_named(rd, State::Rd)?;

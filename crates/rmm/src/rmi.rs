@@ -4,7 +4,7 @@ use cca_abi::rmi::{Status, VERSION_1_0, fid};
 use cca_abi::smccc;
 
 use crate::Rmm;
-use crate::answer::{Answer, Failure, one, two};
+use crate::answer::{Answer, Failure, one};
 use crate::platform::Platform;
 
 impl<P: Platform> Rmm<'_, P> {
@@ -13,10 +13,22 @@ impl<P: Platform> Rmm<'_, P> {
     /// `regs` are the host's X0–X7; on return they are what the host shall see there. X1–X3 are results or zero;
     /// X4–X7 come back as they were unless the command has a result there.
     pub fn handle_rmi(&self, cpu: usize, regs: &mut [u64; 8]) {
-        let [x0, x1, x2, x3, x4, x5, ..] = *regs;
-        let id = smccc::fid(x0);
+        let id = smccc::fid(regs[0]);
+        if id == fid::VERSION {
+            // Here, so that the shortest call does not pay for the others' registers and stack.
+            let status = if regs[1] == VERSION_1_0 { Status::Success } else { Status::ErrorInput };
+            // Only 1.0 is there, so it is both the lower and the higher answer.
+            regs[..4].copy_from_slice(&[status.to_register(), VERSION_1_0, VERSION_1_0, 0]);
+        } else {
+            self.command(cpu, id, regs);
+        }
+    }
+
+    /// Every command but RMI_VERSION.
+    #[inline(never)]
+    fn command(&self, cpu: usize, id: u64, regs: &mut [u64; 8]) {
+        let [_, x1, x2, x3, x4, x5, ..] = *regs;
         let answer: Answer = match id {
-            fid::VERSION => version(x1),
             fid::FEATURES => Ok(one(if x1 == 0 { self.config.features0() } else { 0 })),
             fid::GRANULE_DELEGATE => self.granule_delegate(x1),
             fid::GRANULE_UNDELEGATE => self.granule_undelegate(x1),
@@ -54,10 +66,4 @@ impl<P: Platform> Rmm<'_, P> {
             regs[4] = outputs[3];
         }
     }
-}
-
-/// RMI_VERSION: only 1.0 is there, so it is both the lower and the higher answer.
-fn version(requested: u64) -> Answer {
-    let outputs = two(VERSION_1_0, VERSION_1_0);
-    if requested == VERSION_1_0 { Ok(outputs) } else { Err(Failure { status: Status::ErrorInput, outputs }) }
 }
