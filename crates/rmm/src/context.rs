@@ -131,7 +131,7 @@ pub mod word {
         DISR_EL1: 1;
         /// `CNTKCTL_EL1`.
         CNTKCTL_EL1: 1;
-        /// `OSLSR`/OS lock: bit 0 is the lock (`OSLAR_EL1` write, `OSLSR_EL1.OSLK` read). Zero: unlocked.
+        /// Bit 0: the OS lock (`OSLAR_EL1` write, `OSLSR_EL1.OSLK` read); bit 1: `OSDLR_EL1.DLK`. Zero: unlocked.
         OS_LOCK: 1;
 
         /// APIA, APIB, APDA, APDB, APGA keys, each Lo then Hi.

@@ -9,8 +9,9 @@ pub(crate) const SCTLR_EL1: u64 = 0xC5_0878;
 /// SCTLR_EL1.EE.
 pub(crate) const SCTLR_EE: u64 = 1 << 25;
 
-/// HCR_EL2: FWB, API, APK, TEA, E2H, RW, TIDCP, TSC, TID3, BSU inner shareable, FB, AMO, IMO, FMO, PTW, SWIO, VM.
-pub(crate) const HCR_EL2: u64 = 0x4324_801C_063F;
+/// HCR_EL2: FWB, API, APK, TEA, TLOR, E2H, RW, TIDCP, TSC, TID3, BSU inner shareable, FB, AMO, IMO, FMO, PTW, SWIO,
+/// VM.
+pub(crate) const HCR_EL2: u64 = 0x432C_801C_063F;
 /// HCR_EL2.TWI.
 pub(crate) const HCR_TWI: u64 = 1 << 13;
 /// HCR_EL2.TWE.

@@ -71,6 +71,8 @@ const ENTER_WORDS: usize = LRS_AT + MAX_LRS - GPRS_AT;
 
 impl<P: Platform> Rmm<'_, P> {
     /// RMI_REC_ENTER.
+    // Not inlined: its buffers must not be part of every other command's stack frame.
+    #[inline(never)]
     pub(crate) fn rec_enter(&self, cpu: usize, rec_pa: u64, run_ptr: u64) -> Answer {
         let enter = self.read_enter(run_ptr)?;
         let granule = self.granules.lock_named(rec_pa, State::Rec)?;
@@ -269,7 +271,10 @@ fn complete_ripas_change(run: &Run<'_>, rejected: bool) {
 fn wait(run: &mut Run<'_>, esr: u64) -> Flow {
     const TI: u64 = 3;
     const WITH_TIMEOUT: u64 = 2;
-    run.ctx.advance_pc();
+    const IL: u64 = 1 << 25;
+    // In T32 at EL0 the instruction may have half the length.
+    let length = if esr & IL != 0 { 4 } else { 2 };
+    run.ctx.set(word::PC, run.ctx.pc().wrapping_add(length));
     run.exit.esr = esr & (0x3F << 26 | TI);
     if esr & WITH_TIMEOUT != 0 {
         // Five bits.

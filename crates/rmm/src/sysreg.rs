@@ -93,9 +93,8 @@ const fn without<const N: usize>(value: u64, shifts: [u32; N]) -> u64 {
 /// What a Realm reads from the ID register at (3, 0, 0, `crm`, `op2`).
 ///
 /// Hidden because the RMM does not switch or does not offer them: SVE, SME, MTE, AMU, MPAM, RME, NMI, GCS and later
-/// PFR1 fields, PMU, trace, profiling, branch records, nested virtualization, LS64,
-/// SCXTNUM. Registers that are not listed
-/// read as zero, which says "not implemented" throughout (ISAR2 and MMFR3 among them).
+/// PFR1 fields, PMU, trace, profiling, branch records, nested virtualization, LS64, SCXTNUM, ordering regions.
+/// Registers that are not listed read as zero, which says "not implemented" throughout (ISAR2 and MMFR3 among them).
 fn id_register(id: &IdRegisters, realm: Realm<'_>, crm: u64, op2: u64) -> u64 {
     match (crm, op2) {
         // PFR0 without SVE, MPAM, AMU, RME; CSV2 at most 1, because SCXTNUM_ELx trap.
@@ -113,7 +112,8 @@ fn id_register(id: &IdRegisters, realm: Realm<'_>, crm: u64, op2: u64) -> u64 {
         // ISAR1 without LS64.
         (6, 1) => without(id.id_aa64isar1, [60]),
         (7, 0) => id.id_aa64mmfr0,
-        (7, 1) => id.id_aa64mmfr1,
+        // MMFR1 without LO: the registers of limited ordering regions trap.
+        (7, 1) => without(id.id_aa64mmfr1, [16]),
         // MMFR2 without NV.
         (7, 2) => without(id.id_aa64mmfr2, [24]),
         _ => 0,
@@ -154,11 +154,13 @@ mod tests {
             id_aa64pfr0: u64::MAX,
             id_aa64pfr1: u64::MAX,
             id_aa64dfr0: u64::MAX,
+            id_aa64mmfr1: u64::MAX,
             ..IdRegisters::default()
         };
         assert_eq!(id_register(&all, realm, 4, 0), 0xF10F_00F0_FFFF_FFFF);
         assert_eq!(field(id_register(&all, realm, 4, 1), 24, 4), 0);
         assert_eq!(field(id_register(&all, realm, 5, 0), 8, 4), 0, "no PMU");
+        assert_eq!(field(id_register(&all, realm, 7, 1), 16, 4), 0, "no ordering regions");
         assert_eq!(id_register(&all, realm, 6, 2), 0);
         assert_eq!(id_register(&all, realm, 1, 0), 0);
     }

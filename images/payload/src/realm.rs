@@ -3,7 +3,7 @@
 //! The Realm's program ([`realm_program`]) does one thing per host call: what the host wrote into the call's first
 //! registers.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::ops::ControlFlow;
 
@@ -34,6 +34,7 @@ mod command {
     pub(super) const TOUCH: u64 = 1;
     pub(super) const OFF: u64 = 2;
     pub(super) const FLOATING_POINT: u64 = 3;
+    pub(super) const SCRIBBLE: u64 = 4;
 }
 
 global_asm!(
@@ -58,9 +59,24 @@ realm_program:
     b.eq    2f
     cmp     x2, #2
     b.eq    3f
+    cmp     x2, #4
+    b.eq    4f
     cmp     x2, #3
     b.ne    1b
     fmov    d0, x2
+    b       1b
+4:  mov     x3, #-1
+    fmov    d0, x3
+    fmov    v0.d[1], x3
+    msr     tpidr_el0, x3
+    msr     tpidrro_el0, x3
+    msr     tpidr_el1, x3
+    msr     far_el1, x3
+    msr     S3_0_C2_C1_0, x3            // APIAKeyLo_EL1
+    msr     cntv_cval_el0, x3
+    mov     x3, #1
+    msr     osdlr_el1, x3
+    msr     oslar_el1, x3
     b       1b
 2:  ldr     x3, [x20, #16]
     ldr     x4, [x3]
@@ -250,6 +266,7 @@ fn run(nothing: u64) -> ControlFlow<()> {
     let (reason, ticks) = enter(command::FLOATING_POINT, 0, 0)?;
     expect_exit("realm-calls-its-host", reason, ExitReason::HostCall)?;
     bench("RMI_REC_ENTER with floating point", ticks, nothing);
+    scribble()?;
     device(nothing)?;
     first_touch(nothing)?;
     match probe_read(pa(Page::Free)) {
@@ -262,6 +279,52 @@ fn run(nothing: u64) -> ControlFlow<()> {
     let again = smc_timed(fid::REC_ENTER, [pa(Page::Rec), pa(Page::Run), 0, 0, 0]).x[0];
     expect("realm-stays-off", again, rmi::Status::ErrorRealm(1).to_register());
     ControlFlow::Continue(())
+}
+
+/// What the Realm does to its registers is nothing to the host's.
+fn scribble() -> ControlFlow<()> {
+    let before = host_registers(true);
+    let (reason, _) = enter(command::SCRIBBLE, 0, 0)?;
+    expect_exit("realm-keeps-to-its-registers", reason, ExitReason::HostCall)?;
+    let after = host_registers(false);
+    match (0..before.len()).find(|&n| before[n] != after[n]) {
+        None => check("realm-keeps-to-its-registers", Ok(())),
+        Some(n) => check(
+            "realm-keeps-to-its-registers",
+            Err(format_args!("register {n}: {:#x} became {:#x}", before[n], after[n])),
+        ),
+    }
+    ControlFlow::Continue(())
+}
+
+/// Registers that host and Realm both have; gives those a value first, if asked, that have none yet.
+fn host_registers(set: bool) -> [u64; 11] {
+    let mut seen = [0; 11];
+    macro_rules! see {
+        ($($n:literal $write:literal $read:literal)*) => {$(
+            // SAFETY: registers that the payload does not depend on.
+            unsafe {
+                if set {
+                    asm!(".arch_extension fp", $write, in("x9") 0x1111_1110_u64 * ($n + 1), options(nostack));
+                }
+                asm!(".arch_extension fp", $read, out("x9") seen[$n], options(nostack));
+            }
+        )*};
+    }
+    see! {
+        0 "fmov d0, x9" "fmov x9, d0"
+        1 "fmov v0.d[1], x9" "fmov x9, v0.d[1]"
+        2 "msr tpidr_el0, x9" "mrs x9, tpidr_el0"
+        3 "msr tpidrro_el0, x9" "mrs x9, tpidrro_el0"
+        4 "msr tpidr_el1, x9" "mrs x9, tpidr_el1"
+        5 "msr far_el1, x9" "mrs x9, far_el1"
+        6 "msr S3_0_C2_C1_0, x9" "mrs x9, S3_0_C2_C1_0"
+        7 "msr cntv_cval_el0, x9" "mrs x9, cntv_cval_el0"
+        8 "nop" "mrs x9, osdlr_el1"
+        9 "nop" "mrs x9, oslsr_el1"
+        10 "nop" "mrs x9, vmpidr_el2"
+    }
+    seen
 }
 
 /// A load from a device: leaves as an emulatable abort, goes on with the host's value.

@@ -109,6 +109,8 @@ global_asm!(
         msr     spsel, #1
         msr     daifset, #0xf
         tlbi    alle2
+        // VMIDs start without a past.
+        tlbi    alle1
         ic      iallu
         dsb     nsh
         isb

@@ -94,9 +94,9 @@ pub(crate) fn field(value: u64, lsb: u32) -> u64 {
     (value >> lsb) & 0xF
 }
 
-/// FPEN, ZEN, SMEN all open and trace trapped: the RMM itself is about to touch vector registers.
-pub(crate) const CPTR_OPEN: u64 = 3 << 20 | 3 << 16 | 3 << 24 | 1 << 28;
-/// Every use of vector registers is trapped to EL2 (E2H layout).
-pub(crate) const CPTR_TRAP: u64 = 1 << 28;
-/// FP/SIMD is open, SVE, SME and trace are trapped.
-pub(crate) const CPTR_FP: u64 = 3 << 20 | 1 << 28;
+/// Every use of vector registers, trace and activity monitors is trapped to EL2 (E2H layout).
+pub(crate) const CPTR_TRAP: u64 = 1 << 28 | 1 << 30;
+/// FP/SIMD is open, the rest is trapped.
+pub(crate) const CPTR_FP: u64 = 3 << 20 | CPTR_TRAP;
+/// FPEN, ZEN, SMEN all open: the RMM itself is about to touch vector registers.
+pub(crate) const CPTR_OPEN: u64 = 3 << 16 | 3 << 24 | CPTR_FP;

@@ -132,7 +132,8 @@ const HOST_ICC_SRE: usize = 32;
 const HOST_OS_LOCK: usize = 33;
 const HOST_SCXTNUM_EL0: usize = 34;
 const HOST_SCXTNUM_EL1: usize = 35;
-const _: () = assert!(HOST_SCXTNUM_EL1 < HOST_REGISTERS);
+const HOST_DOUBLE_LOCK: usize = 36;
+const _: () = assert!(HOST_DOUBLE_LOCK < HOST_REGISTERS);
 
 /// HCR_EL2.EnSCXT: the REC may use SCXTNUM_ELx.
 const HCR_ENSCXT: u64 = 1 << 53;
@@ -155,6 +156,7 @@ pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
     (host[HOST_CNTP], host[HOST_CNTP + 1]) =
         swap_timer!(cntp_ctl_el02!(), cntp_cval_el02!(), ctx.get(word::CNTP_CTL), ctx.get(word::CNTP_CVAL));
     host[HOST_OS_LOCK] = read_reg!("oslsr_el1") >> 1 & 1;
+    host[HOST_DOUBLE_LOCK] = read_reg!("osdlr_el1");
     host[HOST_ICH_HCR] = read_reg!(ich_hcr_el2!());
     host[HOST_ICC_SRE] = read_reg!(icc_sre_el2!());
     let scxtnum = ctx.get(word::HCR_EL2) & HCR_ENSCXT != 0;
@@ -168,6 +170,7 @@ pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
             write_reg!(scxtnum_el12!(), ctx.get(word::SCXTNUM_EL1));
         }
         write_reg!("oslar_el1", ctx.get(word::OS_LOCK) & 1);
+        write_reg!("osdlr_el1", ctx.get(word::OS_LOCK) >> 1);
         write_reg!(vdisr_el2!(), ctx.get(word::DISR_EL1));
         write_reg!(apia_lo!(), ctx.get(word::PAUTH));
         write_reg!(apia_hi!(), ctx.get(word::PAUTH + 1));
@@ -220,7 +223,7 @@ pub(crate) fn rec_save(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
         crate::debug::save(cpu, ctx);
     }
     ctx.set(word::DISR_EL1, read_reg!(vdisr_el2!()));
-    ctx.set(word::OS_LOCK, read_reg!("oslsr_el1") >> 1 & 1);
+    ctx.set(word::OS_LOCK, read_reg!("oslsr_el1") >> 1 & 1 | (read_reg!("osdlr_el1") & 1) << 1);
     ctx.set(word::PAUTH, read_reg!(apia_lo!()));
     ctx.set(word::PAUTH + 1, read_reg!(apia_hi!()));
     ctx.set(word::PAUTH + 2, read_reg!(apib_lo!()));
@@ -240,6 +243,7 @@ pub(crate) fn rec_save(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
             write_reg!(scxtnum_el12!(), cpu.host[HOST_SCXTNUM_EL1]);
         }
         write_reg!("oslar_el1", cpu.host[HOST_OS_LOCK]);
+        write_reg!("osdlr_el1", cpu.host[HOST_DOUBLE_LOCK]);
         write_reg!(ich_hcr_el2!(), cpu.host[HOST_ICH_HCR]);
         if cpu.host[HOST_ICC_SRE] & 0x9 != 0x9 {
             write_reg!(icc_sre_el2!(), cpu.host[HOST_ICC_SRE]);

@@ -34,7 +34,7 @@ fn a_rec_starts_as_its_parameters_say() {
         assert_eq!((ctx.gpr(0), ctx.gpr(7), ctx.gpr(8)), (0xA0, 0xA7, 0));
         assert_eq!(ctx.get(word::VMPIDR_EL2), 1 << 31);
         assert_eq!(ctx.get(word::VTTBR_EL2) >> 48, 7);
-        assert_eq!(ctx.get(word::HCR_EL2), 0x4324_801C_063F);
+        assert_eq!(ctx.get(word::HCR_EL2), 0x432C_801C_063F);
         // RES1, NSA, VS, 48-bit PS, SL0 for level 1, write-back walks, T0SZ.
         assert_eq!(ctx.get(word::VTCR_EL2), 0xC000_3500 | 1 << 19 | 5 << 16 | 1 << 6 | 30);
         RealmExit::Irq
@@ -187,14 +187,18 @@ fn interrupts_wait_and_forwarded_registers_leave() {
     host.guest(|ctx| {
         assert_eq!(ctx.pc(), 0x1004);
         ctx.set_gpr(3, 0xF00D);
-        RealmExit::Sync { esr: 0x01 << 26 | 3 << 5 | 2, far: 0, hpfar: 0 }
+        RealmExit::Sync { esr: 0x01 << 26 | 1 << 25 | 3 << 5 | 2, far: 0, hpfar: 0 }
     });
     assert_eq!(host.enter_ok(&rec).gprs[0], 0xF00D, "WFIT shows its deadline");
+    // T32 at EL0: IL is clear.
+    host.guest(|_| RealmExit::Sync { esr: 0x01 << 26, far: 0, hpfar: 0 });
+    host.enter_ok(&rec);
+    assert_eq!(host.ctx(&rec).pc(), 0x100A);
     let sgi = 0x18 << 26 | 1 << 25 | 3 << 20 | 5 << 17 | 12 << 10 | 3 << 5 | 11 << 1;
     host.guest(move |_| RealmExit::Sync { esr: sgi, far: 0, hpfar: 0 });
     let exit = host.enter_ok(&rec);
     assert_eq!((exit.esr, exit.gprs[0]), (sgi, 0xF00D));
-    assert_eq!(host.ctx(&rec).pc(), 0x100C);
+    assert_eq!(host.ctx(&rec).pc(), 0x100E);
     host.flags(&rec, 1 << 2 | 1 << 3);
     host.guest(|ctx| {
         assert_eq!(ctx.get(word::HCR_EL2) & (3 << 13), 3 << 13);
