@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use monitor::Regs;
 
@@ -11,7 +11,8 @@ use crate::mmio::write32;
 use crate::sysreg::read_sysreg;
 use crate::uart::crash_line;
 
-static ENTERED: AtomicU32 = AtomicU32::new(0);
+/// The CPU that failed first: its MPIDR, of which bit 31 is always set. Zero while all is well.
+static FAILED: AtomicU64 = AtomicU64::new(0);
 
 /// Reports an exception that no handler expects. `vector` is its number in the table.
 #[unsafe(no_mangle)]
@@ -21,9 +22,7 @@ extern "C" fn el3_fatal(regs: &Regs, vector: u64) -> ! {
 
 /// Reports the state of the exception that was just taken.
 pub fn report(regs: &Regs, vector: u64) -> ! {
-    if !first() {
-        stop();
-    }
+    only_once();
     let esr = read_sysreg!("esr_el3");
     let mfar = read_sysreg!("S3_6_C6_C0_5");
     let scr = read_sysreg!("scr_el3");
@@ -40,7 +39,7 @@ pub fn report(regs: &Regs, vector: u64) -> ! {
     crash_line(format_args!(
         "fatal: unexpected {} exception from {from} (vector {vector}): {}",
         kind.get((vector & 3) as usize).copied().unwrap_or("?"),
-        exception_class(esr >> 26 & 0x3F)
+        class_name(esr >> 26 & 0x3F)
     ));
     crash_line(format_args!(
         "ESR_EL3={esr:#x} ELR_EL3={:#x} FAR_EL3={:#x} MFAR_EL3={mfar:#x} SPSR_EL3={spsr:#x} SCR_EL3={scr:#x}",
@@ -104,7 +103,7 @@ fn details(esr: u64, mfar: u64) {
     }
 }
 
-fn exception_class(class: u64) -> &'static str {
+fn class_name(class: u64) -> &'static str {
     match class {
         0x00 => "undefined instruction",
         0x07 => "floating point trapped",
@@ -129,9 +128,8 @@ fn exception_class(class: u64) -> &'static str {
 
 /// Ends the machine with a failure after a message.
 pub fn fatal(message: core::fmt::Arguments<'_>) -> ! {
-    if first() {
-        crash_line(format_args!("fatal: {message}"));
-    }
+    only_once();
+    crash_line(format_args!("fatal: {message}"));
     stop()
 }
 
@@ -140,9 +138,17 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     fatal(format_args!("{info}"))
 }
 
-/// False when something fails while failing: only the first report is worth reading.
-fn first() -> bool {
-    ENTERED.fetch_add(1, Ordering::AcqRel) == 0
+/// Returns for the first failure, whose report is the one worth reading. A CPU that fails while it reports
+/// switches the machine off; one that fails meanwhile leaves the first its time.
+fn only_once() {
+    let me = read_sysreg!("mpidr_el1");
+    match FAILED.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(first) if first == me => system_off(),
+        Err(_) => loop {
+            core::hint::spin_loop();
+        },
+    }
 }
 
 /// QEMU exits with status 1 by semihosting; where that is off, the call is undefined, comes back here by the
@@ -150,12 +156,10 @@ fn first() -> bool {
 fn stop() -> ! {
     const SYS_EXIT_EXTENDED: u64 = 0x20;
     const APPLICATION_EXIT: u64 = 0x20026;
-    if ENTERED.fetch_add(1, Ordering::AcqRel) < 2 {
-        let block = [APPLICATION_EXIT, 1_u64];
-        // SAFETY: the block lives until the call returns, which it does not.
-        unsafe {
-            asm!("hlt #0xF000", in("x0") SYS_EXIT_EXTENDED, in("x1") block.as_ptr(), options(nostack));
-        }
+    let block = [APPLICATION_EXIT, 1_u64];
+    // SAFETY: the block lives until the call returns, which it does not.
+    unsafe {
+        asm!("hlt #0xF000", in("x0") SYS_EXIT_EXTENDED, in("x1") block.as_ptr(), options(nostack));
     }
     system_off()
 }

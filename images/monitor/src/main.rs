@@ -148,15 +148,27 @@ extern "C" fn el3_sync(context: &mut Context) -> u64 {
     el3_call(context)
 }
 
+const EC_SMC32: u64 = 0x13;
+const EC_SMC64: u64 = 0x17;
+
 fn is_smc() -> bool {
-    const EC_SMC64: u64 = 0x17;
+    // What is above the class (ISS2) is zero for a call.
     read_sysreg!("esr_el3") >> 26 == EC_SMC64
+}
+
+fn exception_class() -> u64 {
+    read_sysreg!("esr_el3") >> 26 & 0x3F
 }
 
 #[inline(never)]
 extern "C" fn el3_call(context: &mut Context) -> u64 {
     if !is_smc() {
-        fatal::report(&context.regs, 8);
+        if exception_class() != EC_SMC32 {
+            fatal::report(&context.regs, 8);
+        }
+        // A 32-bit guest of a host that does not trap its calls. Nobody here speaks SMC32 from AArch32.
+        context.regs[0] = 0xFFFF_FFFF;
+        return Action::Resume as u64;
     }
     let monitor = the_monitor();
     let world = context.world();
