@@ -50,7 +50,7 @@ impl<K: Kernel> Gmem<K> {
         if size == 0 || size % PAGE_SIZE != 0 || size > i64::MAX.unsigned_abs() {
             return Err(Errno::EINVAL);
         }
-        let pages = Sparse::new(size / PAGE_SIZE)?;
+        let pages = Sparse::new(size / PAGE_SIZE);
         Ok(Arc::new(Self { kernel, vm, size, pages: Mutex::<K, _>::new(pages) }))
     }
 
@@ -133,6 +133,19 @@ impl<K: Kernel> Gmem<K> {
             self.kernel.cond_resched();
         }
         Ok(0)
+    }
+}
+
+impl<K: Kernel> Drop for Gmem<K> {
+    /// A large file holds many pages: freed one by one, so that others get their chance.
+    fn drop(&mut self) {
+        let pages = self.pages.get_mut();
+        let mut at = 0;
+        while let Some(index) = pages.next(at..u64::MAX) {
+            drop(pages.take(index));
+            self.kernel.cond_resched();
+            at = index + 1;
+        }
     }
 }
 

@@ -182,6 +182,14 @@ impl<K: Kernel> Rtt<K> {
             if stopped >= PAGE_LEVEL {
                 return Ok(at);
             }
+            if stopped < self.geometry.start_level {
+                // There is no such level, so no table would be created and the next round would be the same.
+                rmi.kernel().log(
+                    LogLevel::Error,
+                    format_args!("rmm: a walk to {at:#x} stopped at level {stopped}, above the first"),
+                );
+                return Err(Errno::EIO);
+            }
             // A table that is there already ends the loop in create_levels.
             self.create_levels(rmi, at, stopped, stopped + 1)?;
         }
@@ -199,33 +207,42 @@ impl<K: Kernel> Rtt<K> {
         })
     }
 
-    /// Gives back level 3 tables inside `[base, top)` whose entries are all alike. Best effort.
+    /// Gives back the tables that cover a part of `[base, top)` and whose entries are all alike, so that a guest that
+    /// changes its mind about single pages all over its address space does not make the host keep a table for each.
+    /// Best effort.
     pub fn fold(&mut self, rmi: &Rmi<K>, base: u64, top: u64) {
-        let mut from = base;
-        while let Some((&(_, table), _)) = self.tables.range((PAGE_LEVEL, from)..(PAGE_LEVEL, top)).next() {
-            let Some(end) = table.checked_add(entry_span(PAGE_LEVEL - 1)) else { return };
-            if end > top {
-                return;
+        for level in (self.geometry.start_level + 1..=PAGE_LEVEL).rev() {
+            let span = entry_span(level - 1);
+            let mut from = align_down(base, span);
+            while from < top {
+                let Some((&(_, table), _)) = self.tables.range((level, from)..(level, top)).next() else {
+                    break;
+                };
+                let Some(end) = table.checked_add(span) else { return };
+                // One with tables below it is not uniform.
+                if self.tables.range((level + 1, table)..(level + 1, end)).next().is_none() {
+                    if let Ok(pa) = rmi.rtt_fold(self.rd, table, level) {
+                        self.release(rmi, level, table, pa);
+                    }
+                }
+                rmi.kernel().cond_resched();
+                from = end;
             }
-            if let Ok(pa) = rmi.rtt_fold(self.rd, table, PAGE_LEVEL) {
-                self.release(rmi, PAGE_LEVEL, table, pa);
-            }
-            rmi.kernel().cond_resched();
-            from = end;
         }
     }
 
-    fn release(&mut self, rmi: &Rmi<K>, level: i64, base: u64, pa: u64) {
-        let Some(granule) = self.tables.remove(&(level, base)) else { return };
+    /// Returns whether the RMM gave back the granule that was the table.
+    fn release(&mut self, rmi: &Rmi<K>, level: i64, base: u64, pa: u64) -> bool {
+        let Some(granule) = self.tables.remove(&(level, base)) else { return false };
         if granule.pa() == pa {
-            drop(rmi.undelegate(granule));
-        } else {
-            rmi.kernel().log(
-                LogLevel::Error,
-                format_args!("rmm: the level {level} table at {base:#x} came back as {pa:#x}"),
-            );
-            rmi.each_stats(crate::stats::Stats::count_leaked);
+            return rmi.undelegate(granule).is_some();
         }
+        rmi.kernel().log(
+            LogLevel::Error,
+            format_args!("rmm: the level {level} table at {base:#x} came back as {pa:#x}"),
+        );
+        rmi.each_stats(crate::stats::Stats::count_leaked);
+        false
     }
 
     /// Destroys all tables, the deepest first. What the RMM keeps is lost and counted. Returns whether all came back.
@@ -234,7 +251,7 @@ impl<K: Kernel> Rtt<K> {
         // Keys are sorted by level, so the last one is always a deepest table.
         while let Some((&(level, base), _)) = self.tables.last_key_value() {
             match rmi.rtt_destroy(self.rd, base, level) {
-                Ok(destroyed) => self.release(rmi, level, base, destroyed.pa),
+                Ok(destroyed) => complete &= self.release(rmi, level, base, destroyed.pa),
                 Err(error) => {
                     complete = false;
                     if let Some(granule) = self.tables.remove(&(level, base)) {

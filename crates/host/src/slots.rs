@@ -94,13 +94,14 @@ impl<K: Kernel> Slots<K> {
         self.slots.iter().map(|slot| slot.base).find(|base| *base >= address)
     }
 
-    /// Adds a slot.
+    /// Whether `slot` can take the place of the one with its number, if there is one. If so, [`Self::insert`] will
+    /// succeed.
     ///
     /// # Errors
     /// `EEXIST` if it overlaps another, in guest addresses or in a file; `ENOMEM`.
-    pub fn insert(&mut self, slot: Slot<K>) -> Result<()> {
+    pub fn prepare(&mut self, slot: &Slot<K>) -> Result<()> {
         let overlaps = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
-        for other in &self.slots {
+        for other in self.slots.iter().filter(|other| other.id != slot.id) {
             if overlaps(&other.range(), &slot.range()) {
                 return Err(Errno::EEXIST);
             }
@@ -112,10 +113,13 @@ impl<K: Kernel> Slots<K> {
                 }
             }
         }
-        reserve(&mut self.slots, 1)?;
+        reserve(&mut self.slots, 1)
+    }
+
+    /// Adds a slot for which [`Self::prepare`] was called, and whose number is free.
+    pub fn insert(&mut self, slot: Slot<K>) {
         let at = self.slots.partition_point(|other| other.base < slot.base);
         self.slots.insert(at, slot);
-        Ok(())
     }
 
     /// Takes a slot out.

@@ -1,5 +1,7 @@
 //! An array with holes, grown in chunks, for things that exist per page of a range that user space sized.
 
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -8,27 +10,23 @@ use crate::kernel::reserve;
 
 const CHUNK: u64 = 512;
 
-/// One optional `T` per index below a fixed length.
+/// One optional `T` per index below a fixed length. Costs memory only where something was.
 pub struct Sparse<T> {
-    chunks: Vec<Vec<Option<T>>>,
+    /// By number; each has room for [`CHUNK`] places.
+    chunks: BTreeMap<u64, Vec<Option<T>>>,
     len: u64,
 }
 
-fn split(index: u64) -> Option<(usize, usize)> {
-    Some((usize::try_from(index / CHUNK).ok()?, usize::try_from(index % CHUNK).ok()?))
+/// Number of the chunk, and the place in it.
+fn split(index: u64) -> Option<(u64, usize)> {
+    Some((index / CHUNK, usize::try_from(index % CHUNK).ok()?))
 }
 
 impl<T> Sparse<T> {
     /// All holes.
-    ///
-    /// # Errors
-    /// `ENOMEM`.
-    pub fn new(len: u64) -> Result<Self> {
-        let count = usize::try_from(len.div_ceil(CHUNK)).map_err(|_| Errno::ENOMEM)?;
-        let mut chunks = Vec::new();
-        reserve(&mut chunks, count)?;
-        chunks.resize_with(count, Vec::new);
-        Ok(Self { chunks, len })
+    #[must_use]
+    pub const fn new(len: u64) -> Self {
+        Self { chunks: BTreeMap::new(), len }
     }
 
     /// Number of indices.
@@ -44,13 +42,13 @@ impl<T> Sparse<T> {
     /// What is at `index`.
     pub fn get(&self, index: u64) -> Option<&T> {
         let (chunk, at) = split(index)?;
-        self.chunks.get(chunk)?.get(at)?.as_ref()
+        self.chunks.get(&chunk)?.get(at)?.as_ref()
     }
 
     /// Takes what is at `index` out.
     pub fn take(&mut self, index: u64) -> Option<T> {
         let (chunk, at) = split(index)?;
-        self.chunks.get_mut(chunk)?.get_mut(at)?.take()
+        self.chunks.get_mut(&chunk)?.get_mut(at)?.take()
     }
 
     /// Makes sure that a following [`Self::insert`] at `index` finds room.
@@ -62,11 +60,12 @@ impl<T> Sparse<T> {
             return Err(Errno::EINVAL);
         }
         let (chunk, _) = split(index).ok_or(Errno::EINVAL)?;
-        let chunk = self.chunks.get_mut(chunk).ok_or(Errno::EINVAL)?;
-        if chunk.is_empty() {
+        if let Entry::Vacant(place) = self.chunks.entry(chunk) {
             let size = usize::try_from(CHUNK).map_err(|_| Errno::EINVAL)?;
-            reserve(chunk, size)?;
-            chunk.resize_with(size, || None);
+            let mut places = Vec::new();
+            reserve(&mut places, size)?;
+            places.resize_with(size, || None);
+            place.insert(places);
         }
         Ok(())
     }
@@ -77,7 +76,7 @@ impl<T> Sparse<T> {
     /// # Errors
     /// `value` itself.
     pub fn insert(&mut self, index: u64, value: T) -> core::result::Result<Option<T>, T> {
-        match split(index).and_then(|(chunk, at)| self.chunks.get_mut(chunk)?.get_mut(at)) {
+        match split(index).and_then(|(chunk, at)| self.chunks.get_mut(&chunk)?.get_mut(at)) {
             Some(place) => Ok(place.replace(value)),
             None => Err(value),
         }
@@ -85,16 +84,18 @@ impl<T> Sparse<T> {
 
     /// The first index in `range` that is not a hole.
     pub fn next(&self, range: Range<u64>) -> Option<u64> {
-        let mut index = range.start;
-        while index < range.end.min(self.len) {
-            let (chunk, at) = split(index)?;
-            let entries = self.chunks.get(chunk)?;
-            match entries.get(at..).and_then(|rest| rest.iter().position(Option::is_some)) {
-                Some(skip) => {
-                    let found = index + u64::try_from(skip).ok()?;
-                    return (found < range.end).then_some(found);
-                }
-                None => index = (index / CHUNK + 1) * CHUNK,
+        let end = range.end.min(self.len);
+        let (first, _) = split(range.start)?;
+        for (chunk, places) in self.chunks.range(first..) {
+            let base = chunk * CHUNK;
+            if base >= end {
+                break;
+            }
+            let from = usize::try_from(range.start.saturating_sub(base)).ok()?;
+            let rest = places.get(from..).unwrap_or(&[]);
+            if let Some(skip) = rest.iter().position(Option::is_some) {
+                let found = base + u64::try_from(from + skip).ok()?;
+                return (found < end).then_some(found);
             }
         }
         None
@@ -107,7 +108,7 @@ mod tests {
 
     #[test]
     fn holes_are_skipped_and_the_end_is_respected() {
-        let mut array = Sparse::new(2000).unwrap();
+        let mut array = Sparse::new(2000);
         assert_eq!(array.insert(700, 'x'), Err('x'));
         for index in [700, 1999] {
             array.prepare(index).unwrap();
@@ -119,5 +120,7 @@ mod tests {
         assert_eq!(array.next(701..5000), Some(1999));
         assert_eq!(array.take(700), Some('x'));
         assert_eq!(array.next(0..1999), None);
+        assert_eq!(array.next(Range { start: 1999, end: 0 }), None);
+        assert_eq!(array.next(u64::MAX..u64::MAX), None);
     }
 }

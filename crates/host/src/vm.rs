@@ -247,15 +247,22 @@ impl<K: Kernel> Vm<K> {
             if size != 0 && old.base == base && old.user_address == region.userspace_addr {
                 return Ok(0);
             }
-            memory.remove_slot(&self.rmi, region.slot)?;
         } else if size == 0 {
             return Err(Errno::EINVAL);
         }
+        let user_address = region.userspace_addr;
+        let shared = Sparse::new(size / PAGE_SIZE);
+        let new = Slot { id: region.slot, base, size, user_address, gmem, shared };
         if size != 0 {
-            let shared = Sparse::new(size / PAGE_SIZE)?;
-            let user_address = region.userspace_addr;
+            // Before the old slot goes: a refused request changes nothing.
+            memory.slots.prepare(&new)?;
+        }
+        if memory.slots.by_id(region.slot).is_some() {
+            memory.remove_slot(&self.rmi, region.slot)?;
+        }
+        if size != 0 {
             memory.generation += 1;
-            memory.slots.insert(Slot { id: region.slot, base, size, user_address, gmem, shared })?;
+            memory.slots.insert(new);
         }
         drop(memory);
         drop(control);
@@ -313,13 +320,14 @@ impl<K: Kernel> Vm<K> {
             return Err(Errno::EEXIST);
         }
         let vgic = Arc::new(VmVgic::new(self)?);
-        self.vgic.call_once(|| vgic);
-        drop(control);
         let device = Arc::new(Device { vm: self.this()? });
+        // The file first: without one, nobody could ever configure the vGIC.
         create.fd = self
             .kernel
             .install_fd("kvm-realm-vgic-v3", FileObject::Device(device), 0)
             .and_then(|fd| u32::try_from(fd).map_err(|_| Errno::EIO))?;
+        self.vgic.call_once(|| vgic);
+        drop(control);
         write_user(&self.kernel, argument, &create)?;
         Ok(0)
     }

@@ -6,7 +6,7 @@ mod fake;
 use cca_abi::kvm::{self, ioctl, reg, rme};
 use cca_abi::rmi::fid;
 use fake::{Fake, Machine, PAGE, RAM, USER};
-use kvm_realm::Errno;
+use kvm_realm::{Errno, FileObject};
 
 #[test]
 fn a_realm_is_built_and_torn_down() {
@@ -196,6 +196,51 @@ fn slots_cannot_overlap_move_or_change_their_private_memory() {
 }
 
 #[test]
+fn a_slot_that_cannot_move_stays_where_it_was() {
+    let kernel = Fake::new();
+    let machine = Machine::new(&kernel, 16);
+    let shared = |slot, base| kvm::MemoryRegion2 { flags: 0, ..machine.region(slot, base, 8) };
+    let set = |region: kvm::MemoryRegion2| machine.vm(ioctl::SET_USER_MEMORY_REGION2, &region);
+    set(shared(1, RAM + 64 * PAGE)).unwrap();
+    assert_eq!(set(shared(1, RAM + 8 * PAGE)), Err(Errno::EEXIST));
+    assert_eq!(set(shared(2, RAM + 64 * PAGE)), Err(Errno::EEXIST), "slot 1 is still there");
+    // To where it overlaps nothing but its own old place.
+    set(shared(1, RAM + 60 * PAGE)).unwrap();
+    set(shared(2, RAM + 68 * PAGE)).unwrap();
+    machine.close(&[], 0);
+}
+
+#[test]
+fn memory_of_any_size_costs_nothing_until_it_is_used() {
+    let kernel = Fake::new();
+    let machine = Machine::new(&kernel, 16);
+    let size = 1 << 62;
+    let create = kvm::CreateGuestMemfd { size, flags: 0, reserved: [0; 6] };
+    let gmem = machine.vm(ioctl::CREATE_GUEST_MEMFD, &create).unwrap();
+    let FileObject::Gmem(file) = kernel.file(gmem) else { panic!("no guest_memfd") };
+    assert_eq!(file.fallocate(3, 0, size), Ok(0));
+    assert_eq!(file.fallocate(0, size - PAGE, PAGE), Ok(0));
+    assert_eq!(file.fallocate(0, size, PAGE), Err(Errno::EINVAL));
+    assert_eq!(kernel.pages(), 1);
+    drop(file);
+    machine.close(&[gmem], 0);
+}
+
+#[test]
+fn a_vgic_is_there_when_its_file_is() {
+    let kernel = Fake::new();
+    let machine = Machine::new(&kernel, 16);
+    let create = kvm::CreateDevice { device_type: kvm::device_type::ARM_VGIC_V3, fd: 0, flags: 0 };
+    kernel.refuse_files(true);
+    assert_eq!(machine.vm(ioctl::CREATE_DEVICE, &create), Err(Errno::EMFILE));
+    kernel.refuse_files(false);
+    machine.vm(ioctl::CREATE_DEVICE, &create).unwrap();
+    assert_eq!(machine.vm(ioctl::CREATE_DEVICE, &create), Err(Errno::EEXIST));
+    kernel.close_all();
+    assert_eq!(machine.system.live_vms(), 0);
+}
+
+#[test]
 fn a_punched_hole_frees_and_a_populated_page_cannot_be_populated_again() {
     let kernel = Fake::new();
     let machine = Machine::new(&kernel, 512);
@@ -264,6 +309,12 @@ fn an_rmm_that_makes_no_progress_or_contradicts_itself_ends_in_an_error() {
     // Success without a reached address is an address below the base.
     kernel.fail(fid::RTT_INIT_RIPAS, 0, 0);
     assert_eq!(machine.init_ipa(RAM, 1024 * PAGE), Err(Errno::EIO));
+    // A level above the first: there is no table that could help.
+    for x0 in [0x104, 0x004, 0xFF04, 0x8004] {
+        kernel.heal();
+        kernel.fail(fid::RTT_INIT_RIPAS, 0, x0);
+        assert_eq!(machine.init_ipa(RAM, 1024 * PAGE), Err(Errno::EIO), "{x0:#x}");
+    }
     // "Level 2", although the level 3 table is there.
     kernel.heal();
     machine.populate(RAM, PAGE).unwrap();

@@ -333,11 +333,17 @@ impl<R: RawMutex> Vgic<R> {
             affinities.extend_from_slice(&config.affinities);
             *config.nr_irqs.get_or_insert(DEFAULT_IRQS)
         };
-        self.state.call_once(|| State {
+        if self.state.is_completed() {
+            return;
+        }
+        // Made before, not inside `call_once`: that spins, so whoever is inside must not sleep for memory. Two vCPUs
+        // that start at once make the same state, and one is dropped.
+        let state = State {
             cpus: (0..affinities.len()).map(|index| Mutex::new(Cpu::new(index))).collect(),
             dist: Mutex::new(Dist::new(nr_irqs, affinities.clone())),
             affinities,
-        });
+        };
+        self.state.call_once(move || state);
     }
 
     /// Makes the GIC ready for the first vCPU to run: initialises it if the VMM has not, and fixes where
@@ -377,7 +383,7 @@ impl<R: RawMutex> Vgic<R> {
             return Err(AttrError::Missing);
         }
         self.config.lock().placed = true;
-        self.layout.call_once(|| Layout { dist, redists });
+        self.layout.call_once(move || Layout { dist, redists });
         Ok(())
     }
 }

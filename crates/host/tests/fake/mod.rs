@@ -42,6 +42,7 @@ struct State {
     user: Vec<u8>,
     files: Vec<Option<FileObject<Fake>>>,
     other_process: bool,
+    no_more_files: bool,
     pins: usize,
     /// MPIDRs in the order of `REC_CREATE`.
     mpidrs: Vec<u64>,
@@ -96,6 +97,15 @@ impl Fake {
 
     pub(crate) fn be_another_process(&self, other: bool) {
         self.0.lock().unwrap().other_process = other;
+    }
+
+    pub(crate) fn refuse_files(&self, refuse: bool) {
+        self.0.lock().unwrap().no_more_files = refuse;
+    }
+
+    pub(crate) fn close_all(&self) {
+        let files = std::mem::take(&mut self.0.lock().unwrap().files);
+        drop(files);
     }
 
     /// Writes `value` into the process's memory and says where.
@@ -342,6 +352,11 @@ impl Kernel for Fake {
 
     fn install_fd(&self, _: &str, object: FileObject<Self>, _: u64) -> Result<i32> {
         let mut state = self.0.lock().unwrap();
+        if state.no_more_files {
+            drop(state);
+            drop(object);
+            return Err(Errno::EMFILE);
+        }
         state.files.push(Some(object));
         Ok(i32::try_from(state.files.len() - 1).unwrap())
     }
