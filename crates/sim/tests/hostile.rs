@@ -1,0 +1,618 @@
+//! Hostile VMMs and hostile guests on the simulated machine: whatever they do, in whatever order and at the same time,
+//! every call comes back, no rule of memory ownership is broken, and in the end every page is the host's again.
+
+use cca_abi::kvm::{self, ioctl, rme};
+use cca_abi::{psci, rsi};
+use kvm_realm::errno::Result;
+use kvm_realm::files::FileObject;
+use kvm_realm::{System, SystemConfig};
+use sim::guest::{Guest, Op};
+use sim::host::{Signal, SimKernel};
+use sim::machine::{Machine, Shape};
+use sim::memory::PAGE_SIZE;
+use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
+
+/// The shared alias: the top bit of a 33-bit IPA space.
+const SHARED: u64 = 1 << 32;
+/// RAM of the hostile machines.
+const RAM: u64 = 1 << 20;
+/// The program of vCPUs that others switch on.
+const SECOND: u64 = RAM_BASE + 0x100;
+
+struct Bench {
+    machine: Arc<Machine>,
+    kernel: SimKernel,
+    system: Arc<System<SimKernel>>,
+    free: usize,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let machine = Machine::boot(Shape::default());
+        let kernel = SimKernel::new(machine.clone());
+        let system = System::probe(kernel.clone(), SystemConfig::default())
+            .unwrap_or_else(|error| panic!("the host core found no RMM: {error:?}"));
+        let free = kernel.free_pages();
+        Self { machine, kernel, system, free }
+    }
+
+    fn vmm(&self, vcpus: u32) -> Vmm {
+        Vmm::new(&self.kernel, &self.system, Config { ram: RAM, vcpus, ..Config::default() })
+    }
+
+    fn built(&self, vcpus: u32) -> Vmm {
+        let mut vmm = self.vmm(vcpus);
+        vmm.build().unwrap_or_else(|(step, errno)| panic!("{step}: {errno}"));
+        vmm
+    }
+
+    /// Ends the VMM's process and checks that nothing is missing.
+    fn finish(&self, vmm: Vmm, what: &str) {
+        vmm.process.exit();
+        drop(vmm);
+        self.machine.assert_no_failures();
+        self.machine.assert_all_memory_is_back();
+        assert_eq!(self.kernel.free_pages(), self.free, "{what}: pages are missing");
+        assert_eq!(self.system.live_vms(), 0, "{what}: a VM outlives its files");
+        assert_eq!(self.system.stats().leaked(), 0, "{what}: pages are lost");
+        assert_eq!(self.system.stats().pinned(), 0, "{what}: pages are still pinned");
+    }
+}
+
+/// Deterministic random numbers.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 11
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[(self.next() % choices.len() as u64) as usize]
+    }
+
+    fn coin(&mut self) -> bool {
+        self.next() & 1 == 0
+    }
+
+    fn page_of_ram(&mut self) -> u64 {
+        RAM_BASE + self.below(RAM / PAGE_SIZE) * PAGE_SIZE
+    }
+}
+
+/// One thread of a VMM, with a buffer of its own for arguments.
+struct Thread<'a> {
+    vmm: &'a Vmm,
+    scratch: u64,
+    random: Random,
+}
+
+impl<'a> Thread<'a> {
+    fn new(vmm: &'a Vmm, seed: u64) -> Self {
+        Self { vmm, scratch: vmm.process.mmap(PAGE_SIZE), random: Random::new(seed) }
+    }
+
+    fn ioctl<T: IntoBytes + zerocopy::Immutable>(&self, fd: i32, command: u32, value: &T) -> Result {
+        self.vmm.process.write(self.scratch, value.as_bytes())?;
+        self.vmm.ioctl_value(fd, command, self.scratch)
+    }
+
+    fn set_private(&self, address: u64, size: u64, private: bool) -> Result {
+        let attributes = if private { kvm::MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
+        let args = kvm::MemoryAttributes { address, size, attributes, flags: 0 };
+        self.ioctl(self.vmm.vm(), ioctl::SET_MEMORY_ATTRIBUTES, &args)
+    }
+
+    fn gmem(&self) -> i32 {
+        self.vmm.vm() + 1
+    }
+
+    fn fallocate(&self, fd: i32, mode: u32, offset: u64, len: u64) {
+        if let Some(FileObject::Gmem(gmem)) = self.vmm.process.file(fd) {
+            let _ = self.vmm.process.run(|| gmem.fallocate(mode, offset, len));
+        }
+    }
+
+    fn slot(&self, slot: u32, base: u64, size: u64, gmem: Option<(i32, u64)>) -> Result {
+        let region = kvm::MemoryRegion2 {
+            slot,
+            flags: if gmem.is_some() { kvm::MEM_GUEST_MEMFD } else { 0 },
+            guest_phys_addr: base,
+            memory_size: size,
+            userspace_addr: self.vmm.ram,
+            guest_memfd_offset: gmem.map_or(0, |(_, offset)| offset),
+            guest_memfd: gmem.map_or(0, |(fd, _)| fd as u32),
+            pad1: 0,
+            pad2: [0; 14],
+        };
+        self.ioctl(self.vmm.vm(), ioctl::SET_USER_MEMORY_REGION2, &region)
+    }
+
+    /// Pulls memory away under the guest, in every way there is.
+    fn disturb_memory(&mut self) {
+        let base = self.random.page_of_ram();
+        let size = (1 + self.random.below(40)) * PAGE_SIZE;
+        match self.random.below(8) {
+            0..3 => drop(self.set_private(base, size, self.random.0 & 2 == 0)),
+            3 => self.fallocate(self.gmem(), 3, base - RAM_BASE, size),
+            4 => self.fallocate(self.gmem(), 0, base - RAM_BASE, PAGE_SIZE),
+            5 => {
+                let _ = self.slot(0, 0, 0, None);
+                let _ = self.slot(0, RAM_BASE, RAM, Some((self.gmem(), 0)));
+            }
+            6 => {
+                // A slot without private memory, moved about, also onto others.
+                let base = self.random.of(&[RAM_BASE - RAM, RAM_BASE + RAM, base]);
+                let _ = self.slot(1, base, RAM, None);
+            }
+            _ => drop(self.slot(1, 0, 0, None)),
+        }
+    }
+
+    /// Any ioctl on any file with anything in its argument.
+    fn fuzz(&mut self) {
+        let files = 12;
+        let words = [
+            0,
+            1,
+            2,
+            3,
+            7,
+            8,
+            300,
+            PAGE_SIZE,
+            RAM,
+            RAM_BASE,
+            RAM_BASE + PAGE_SIZE,
+            SHARED - PAGE_SIZE,
+            SHARED,
+            1 << 47,
+            1 << 62,
+            0u64.wrapping_sub(PAGE_SIZE),
+            u64::MAX,
+            self.vmm.ram,
+            self.scratch + 2048,
+            DEVICE,
+            GICD,
+            GICR,
+            0x6030_0000_0010_0040,
+            0x6030_0000_0013_C028,
+        ];
+        let mut argument = [0u32; 256];
+        for pair in argument.chunks_exact_mut(2) {
+            let word = self.random.of(&words);
+            let other = self.random.of(&words);
+            match self.random.below(4) {
+                0 => (pair[0], pair[1]) = (word as u32, other as u32),
+                1 => (pair[0], pair[1]) = (word as u32, self.random.below(12) as u32),
+                2 => (pair[0], pair[1]) = (0, 0),
+                _ => (pair[0], pair[1]) = (word as u32, (word >> 32) as u32),
+            }
+        }
+        let commands = [
+            ioctl::CHECK_EXTENSION,
+            ioctl::CREATE_VCPU,
+            ioctl::SET_USER_MEMORY_REGION,
+            ioctl::SET_USER_MEMORY_REGION2,
+            ioctl::CREATE_GUEST_MEMFD,
+            ioctl::SET_MEMORY_ATTRIBUTES,
+            ioctl::ENABLE_CAP,
+            ioctl::ENABLE_CAP,
+            ioctl::ARM_PREFERRED_TARGET,
+            ioctl::IRQ_LINE,
+            ioctl::CREATE_DEVICE,
+            ioctl::SET_DEVICE_ATTR,
+            ioctl::GET_DEVICE_ATTR,
+            ioctl::HAS_DEVICE_ATTR,
+            ioctl::RUN,
+            ioctl::ARM_VCPU_INIT,
+            ioctl::ARM_VCPU_FINALIZE,
+            ioctl::GET_ONE_REG,
+            ioctl::SET_ONE_REG,
+            ioctl::GET_REG_LIST,
+            ioctl::GET_MP_STATE,
+            ioctl::SET_MP_STATE,
+            ioctl::SET_SIGNAL_MASK,
+            ioctl::GET_VCPU_EVENTS,
+            ioctl::SET_VCPU_EVENTS,
+            kvm::GENERATION_V2.psci_complete,
+            self.random.next() as u32,
+        ];
+        let command = self.random.of(&commands);
+        if command == ioctl::ENABLE_CAP {
+            // cap, flags, args[0] and args[1], most of the time as they should be.
+            let to = self.scratch + 2048;
+            let sub = self.random.below(6) as u32;
+            argument[..6].copy_from_slice(&[300, 0, sub, 0, to as u32, (to >> 32) as u32]);
+        }
+        let _ = self.vmm.process.write(self.scratch, argument.as_bytes());
+        let _ = self.vmm.process.write(self.scratch + 2048, &argument.as_bytes()[512..]);
+        let fd = 3 + self.random.below(files) as i32;
+        let numeric = matches!(command, ioctl::CREATE_VCPU | ioctl::CHECK_EXTENSION | ioctl::RUN);
+        let value = match command {
+            ioctl::RUN => 0,
+            _ if numeric || self.random.below(30) == 0 => self.random.of(&words),
+            _ => self.scratch,
+        };
+        let _ = self.vmm.ioctl_value(fd, command, value);
+        if self.random.below(8) == 0 {
+            let (mode, offset) = (self.random.below(5) as u32, self.random.of(&words));
+            let len = self.random.of(&words);
+            // Not everything there is: the other threads want to get somewhere, too.
+            if mode & 2 != 0 || len <= RAM {
+                self.fallocate(fd, mode, offset, len);
+            }
+        }
+    }
+
+    /// Runs a vCPU, obeying the guest or not, until told to stop. Tells the others to stop when the guest cannot go on:
+    /// nobody can give it back a page that it used and that was taken away.
+    fn run_vcpu(&mut self, vcpu: usize, stop: &AtomicBool) {
+        let (mut errors, mut faults, mut last) = (0, 0, 0);
+        while !stop.load(SeqCst) {
+            if errors > 20 || faults > 20 {
+                stop.store(true, SeqCst);
+                break;
+            }
+            let exit = self.vmm.run(vcpu);
+            let page = if let Ok(Exit::MemoryFault { gpa, .. }) = exit { gpa } else { 0 };
+            faults = if page != 0 && page == last { faults + 1 } else { 0 };
+            last = page;
+            match exit {
+                Ok(Exit::Mmio { write: None, .. }) => {
+                    self.vmm.complete_mmio_read(vcpu, self.random.next());
+                    if self.random.below(4) == 0 {
+                        let mut events: kvm::VcpuEvents = zerocopy::FromZeros::new_zeroed();
+                        events.ext_dabt_pending = 1;
+                        let _ = self.ioctl(self.vmm.vcpus[vcpu], ioctl::SET_VCPU_EVENTS, &events);
+                    }
+                }
+                Ok(Exit::MemoryFault { private, gpa, size }) => match self.random.below(8) {
+                    0 => {}
+                    _ => {
+                        let _ = self.set_private(gpa, size, private);
+                        if !private {
+                            self.fallocate(self.gmem(), 3, gpa.wrapping_sub(RAM_BASE), size);
+                        }
+                    }
+                },
+                Ok(Exit::SystemEvent(_)) => stop.store(true, SeqCst),
+                Err(kvm_realm::Errno::EINTR) => break,
+                Ok(_) => {}
+                Err(_) => errors += 1,
+            }
+        }
+    }
+}
+
+/// Runs `work` on threads of their own, each with a signal, until one of them says stop or `time` has passed; then
+/// makes all come back.
+fn for_a_while(time: Duration, work: &[&(dyn Fn(&AtomicBool) + Sync)]) {
+    let stop = AtomicBool::new(false);
+    let stop = &stop;
+    std::thread::scope(|scope| {
+        let signals: Vec<Signal> = work
+            .iter()
+            .map(|work| {
+                let signal = Signal::default();
+                let own = signal.clone();
+                scope.spawn(move || {
+                    own.adopt();
+                    work(stop);
+                });
+                signal
+            })
+            .collect();
+        let started = Instant::now();
+        while started.elapsed() < time && !stop.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, SeqCst);
+        signals.iter().for_each(Signal::raise);
+    });
+}
+
+/// Calls `round` with ascending numbers for about three seconds.
+fn many_rounds(mut round: impl FnMut(u64)) {
+    let started = Instant::now();
+    let mut number = 0;
+    while started.elapsed() < Duration::from_secs(3) {
+        round(number);
+        number += 1;
+    }
+}
+
+/// A guest that does anything that a guest can do.
+fn hostile_guest(guest: &Guest, seed: u64) {
+    let mut random = Random::new(seed);
+    loop {
+        let page = random.page_of_ram();
+        let size = random.of(&[1, 2, 4, 8]);
+        let alias = if random.coin() { SHARED } else { 0 };
+        let frame = random.of(&[GICD, GICR, GICR + 0x1_0000, GICR + 0x3_0000, GICR + 0x4_0000]);
+        let register = (frame | SHARED) + random.below(0x1_0000 / size) * size;
+        let anywhere = random.below(2 * SHARED / 8) * 8;
+        let value = if random.coin() { random.next() << random.below(40) } else { u64::MAX };
+        let mpidr = random.of(&[0, 1, 2, 3, 0x10, 0x100, 0xFF_00FF_FFFF, u64::MAX]);
+        let op = match random.below(16) {
+            0..3 => Op::Read { ipa: page | alias, size: 8 },
+            3..5 => Op::Write { ipa: page | alias, size, value },
+            5 => Op::Execute { ipa: anywhere },
+            6 => Op::Read { ipa: anywhere, size: 8 },
+            7 => Op::Write { ipa: anywhere, size: 8, value },
+            8 => Op::Read { ipa: register, size },
+            9..11 => Op::Write { ipa: register, size, value },
+            11 => {
+                let base = random.of(&[page, page, 0, RAM_BASE, anywhere & !0xFFF, SHARED - PAGE_SIZE]);
+                let top = base.wrapping_add(random.of(&[0, 1, 8, 64, 0x800, 0x10_0000]) * PAGE_SIZE);
+                let fid = random.of(&[rsi::fid::IPA_STATE_SET, rsi::fid::IPA_STATE_GET]);
+                let mut args = [0; 12];
+                args[..5].copy_from_slice(&[fid, base, top, random.below(3), random.below(3)]);
+                Op::Smc(args)
+            }
+            12 => {
+                // Seldom: who is off can do no harm.
+                let rest = random.of(&[psci::fid::CPU_SUSPEND_64, psci::fid::CPU_OFF, 0, 0, 0, 0, 0, 0]);
+                let fid = random.of(&[
+                    psci::fid::CPU_ON_64,
+                    psci::fid::CPU_ON_64,
+                    psci::fid::AFFINITY_INFO_64,
+                    psci::fid::AFFINITY_INFO_64,
+                    rest,
+                    rsi::fid::HOST_CALL,
+                    random.0,
+                ]);
+                let mut args = [0; 12];
+                let first = if fid == rsi::fid::HOST_CALL { page } else { mpidr };
+                args[..4].copy_from_slice(&[fid, first, SECOND, 7]);
+                Op::Smc(args)
+            }
+            13 => {
+                // ICC_SGI1R_EL1, ICC_SGI0R_EL1, ICC_ASGI1R_EL1.
+                let iss = 3 << 20 | random.of(&[5u64, 6, 7]) << 17 | 12 << 10 | 11 << 1;
+                Op::WriteSysreg { iss, value }
+            }
+            14 => Op::SetTimer { cval: guest.counter() + random.below(5000), ctl: random.below(4) },
+            _ if random.below(8) == 0 => Op::Wfi,
+            _ => random.of(&[Op::Acknowledge, Op::Hvc, Op::EndOfInterrupt { intid: 3 }]),
+        };
+        let _ = guest.execute(op);
+    }
+}
+
+#[test]
+fn memory_pulled_away_under_a_running_guest_is_never_lost() {
+    let bench = Bench::new();
+    many_rounds(|round| {
+        bench.machine.load_program(ENTRY, move |guest| {
+            let mut random = Random::new(100 + round);
+            loop {
+                let page = random.page_of_ram() | if random.coin() { SHARED } else { 0 };
+                let _ = guest.execute(Op::Write { ipa: page, size: 8, value: 1 });
+                if random.below(8) == 0 {
+                    let base = random.page_of_ram();
+                    let ram = random.coin();
+                    let _ = guest.ipa_state_set(base, base + 4 * PAGE_SIZE, ram, true);
+                }
+            }
+        });
+        let vmm = bench.built(1);
+        for_a_while(
+            Duration::from_millis(300),
+            &[
+                &|stop| Thread::new(&vmm, round).run_vcpu(0, stop),
+                &|stop| {
+                    let mut thread = Thread::new(&vmm, 10 + round);
+                    while !stop.load(SeqCst) {
+                        thread.disturb_memory();
+                    }
+                },
+                &|stop| {
+                    let mut thread = Thread::new(&vmm, 20 + round);
+                    while !stop.load(SeqCst) {
+                        thread.disturb_memory();
+                    }
+                },
+            ],
+        );
+        bench.finish(vmm, &format!("round {round}"));
+    });
+}
+
+#[test]
+fn a_guest_may_do_anything() {
+    let bench = Bench::new();
+    many_rounds(|round| {
+        bench.machine.load_program(ENTRY, move |guest| hostile_guest(guest, 1000 + round));
+        bench.machine.load_program(SECOND, move |guest| hostile_guest(guest, 2000 + round));
+        let vmm = bench.built(3);
+        for_a_while(
+            Duration::from_millis(300),
+            &[
+                &|stop| Thread::new(&vmm, 30 + round).run_vcpu(0, stop),
+                &|stop| Thread::new(&vmm, 40 + round).run_vcpu(1, stop),
+                &|stop| Thread::new(&vmm, 50 + round).run_vcpu(2, stop),
+            ],
+        );
+        bench.finish(vmm, &format!("round {round}"));
+    });
+}
+
+#[test]
+fn arbitrary_ioctls_in_any_state_lose_nothing() {
+    let bench = Bench::new();
+    bench.machine.load_program(ENTRY, |_| {});
+    // KVM_RUN looks for signals before it enters: nothing runs here.
+    let signal = Signal::default();
+    signal.adopt();
+    signal.raise();
+    many_rounds(|seed| {
+        let mut vmm = bench.vmm(2);
+        let mut order = Random::new(seed);
+        let mut next = 0;
+        for n in 0..60 {
+            // The steps of a proper VMM, most of them in order, and surprises in between. Some steps then fail.
+            let step = if order.below(4) == 0 { order.below(STEPS.len() as u64) as usize } else { next };
+            if order.coin() && (!vmm.vcpus.is_empty() || STEPS[step].0 != "finalize vCPUs") {
+                let _ = STEPS[step].1(&mut vmm);
+                next = if next + 1 < STEPS.len() { next + 1 } else { 0 };
+            }
+            let mut thread = Thread::new(&vmm, seed * 100 + n);
+            match order.below(3) {
+                0 => thread.fuzz(),
+                1 => thread.disturb_memory(),
+                _ => {}
+            }
+            if order.below(16) == 0 {
+                vmm.process.close(3 + order.below(8) as i32);
+            }
+        }
+        bench.finish(vmm, &format!("seed {seed}"));
+    });
+}
+
+#[test]
+fn arbitrary_ioctls_while_a_hostile_guest_runs_lose_nothing() {
+    let bench = Bench::new();
+    many_rounds(|round| {
+        bench.machine.load_program(ENTRY, move |guest| hostile_guest(guest, 3000 + round));
+        bench.machine.load_program(SECOND, move |guest| hostile_guest(guest, 4000 + round));
+        let vmm = bench.built(2);
+        let fuzzer = |seed: u64| {
+            let vmm = &vmm;
+            move |stop: &AtomicBool| {
+                let mut thread = Thread::new(vmm, seed);
+                while !stop.load(SeqCst) {
+                    thread.fuzz();
+                    thread.disturb_memory();
+                }
+            }
+        };
+        for_a_while(
+            Duration::from_millis(300),
+            &[
+                &|stop| Thread::new(&vmm, 60 + round).run_vcpu(0, stop),
+                &|stop| Thread::new(&vmm, 70 + round).run_vcpu(1, stop),
+                &fuzzer(80 + round),
+                &fuzzer(90 + round),
+            ],
+        );
+        bench.finish(vmm, &format!("round {round}"));
+    });
+}
+
+#[test]
+fn files_closed_while_two_threads_run_one_vcpu_leave_nothing_behind() {
+    let bench = Bench::new();
+    bench.machine.load_program(ENTRY, |guest| {
+        for n in 0.. {
+            let _ = guest.execute(Op::Write { ipa: RAM_BASE + n % 200 * PAGE_SIZE, size: 8, value: n });
+        }
+    });
+    for round in 0..4 {
+        let vmm = bench.built(1);
+        let vcpu = vmm.vcpus[0];
+        let run = |_: &AtomicBool| {
+            let _ = vmm.ioctl_value(vcpu, ioctl::RUN, 0);
+        };
+        let close = |_: &AtomicBool| {
+            std::thread::sleep(Duration::from_millis(3 * round));
+            for fd in [vmm.vm(), vcpu, vmm.vm() + 1] {
+                vmm.process.close(fd);
+            }
+        };
+        for_a_while(Duration::from_millis(30), &[&run, &run, &close]);
+        bench.finish(vmm, &format!("round {round}"));
+    }
+}
+
+#[test]
+fn two_vcpus_that_start_at_once_start_one_interrupt_controller() {
+    let bench = Bench::new();
+    bench.machine.load_program(ENTRY, |guest| {
+        guest.write(RAM_BASE + 0x10_0000 - PAGE_SIZE, 1);
+    });
+    for round in 0..5 {
+        let mut vmm = bench.vmm(2);
+        for (name, step) in STEPS {
+            // Without CTRL_INIT the first KVM_RUN initialises it.
+            if *name == "create vGIC" {
+                let mut args =
+                    kvm::CreateDevice { device_type: kvm::device_type::ARM_VGIC_V3, fd: 0, flags: 0 };
+                vmm.ioctl(vmm.vm(), ioctl::CREATE_DEVICE, &mut args).unwrap();
+                let thread = Thread::new(&vmm, round);
+                for (attr, address) in
+                    [(kvm::vgic_attr::ADDR_DIST, GICD), (kvm::vgic_attr::ADDR_REDIST, GICR)]
+                {
+                    let addr = thread.scratch + 2048;
+                    vmm.process.write(addr, &address.to_le_bytes()).unwrap();
+                    let args = kvm::DeviceAttr { flags: 0, group: kvm::vgic_attr::GRP_ADDR, attr, addr };
+                    thread.ioctl(args_fd(&vmm), ioctl::SET_DEVICE_ATTR, &args).unwrap();
+                }
+                continue;
+            }
+            step(&mut vmm).unwrap_or_else(|errno| panic!("{name}: {errno}"));
+        }
+        vmm.run_all(&|_, _| 0);
+        bench.finish(vmm, &format!("round {round}"));
+    }
+}
+
+/// The vGIC's file: the one after the vCPUs.
+fn args_fd(vmm: &Vmm) -> i32 {
+    vmm.vcpus[vmm.vcpus.len() - 1] + 1
+}
+
+#[test]
+fn a_guest_cannot_make_the_host_keep_tables_for_memory_that_it_does_not_have() {
+    let bench = Bench::new();
+    bench.machine.load_program(ENTRY, |guest| {
+        for n in 0..100 {
+            // In the hole behind RAM, each in a table of its own.
+            let page = RAM_BASE + 0x1000_0000 + n * 0x20_0000 + 0x3000;
+            guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("EMPTY stays EMPTY");
+        }
+        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
+    });
+    let vmm = bench.built(1);
+    let before = bench.kernel.free_pages();
+    assert!(matches!(vmm.run(0), Ok(Exit::Mmio { .. })));
+    assert!(before - bench.kernel.free_pages() < 10, "{} pages", before - bench.kernel.free_pages());
+    bench.finish(vmm, "tables");
+}
+
+#[test]
+fn realm_commands_in_the_wrong_order_change_nothing() {
+    let bench = Bench::new();
+    bench.machine.load_program(ENTRY, |_| {});
+    let vmm = bench.built(1);
+    let thread = Thread::new(&vmm, 1);
+    for sub in
+        [rme::CONFIG_REALM, rme::CREATE_RD, rme::INIT_IPA_REALM, rme::POPULATE_REALM, rme::ACTIVATE_REALM, 5]
+    {
+        let args = kvm::EnableCap {
+            cap: kvm::GENERATION_V2.cap_arm_rme,
+            flags: 0,
+            args: [sub, thread.scratch + 2048, 0, 0],
+            pad: [0; 64],
+        };
+        assert!(thread.ioctl(vmm.vm(), ioctl::ENABLE_CAP, &args).is_err(), "sub-command {sub}");
+    }
+    assert_eq!(vmm.run_to_end(0, &|_, _| 0), Ok(1));
+    bench.finish(vmm, "order");
+}
