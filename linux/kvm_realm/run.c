@@ -105,7 +105,7 @@ static struct kvm_vcpu dummy_vcpu = { .run = &dummy_run };
 int shim_run_prepare(void)
 {
 	cond_resched();
-	return xfer_to_guest_mode_work_pending() ? handle_work() : 0;
+	return __xfer_to_guest_mode_work_pending() ? handle_work() : 0;
 }
 
 /*

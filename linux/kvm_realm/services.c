@@ -68,7 +68,7 @@ void *shim_alloc(size_t size, size_t align)
 		size = roundup_pow_of_two(max(size, align));
 	if (size <= PAGE_SIZE)
 		return kmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOFAIL);
-	return kvmalloc(size, GFP_KERNEL_ACCOUNT);
+	return kvmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 }
 
 void shim_free(void *p)
@@ -186,9 +186,14 @@ void shim_mutex_free(void *m)
 	kfree(m);
 }
 
+/*
+ * Whoever waits for a vCPU waits as long as the guest runs, and user space decides how long: killable, so that this
+ * is no hung task. One that is killed still needs the lock; the holder is of the same process and will be gone soon.
+ */
 void shim_mutex_lock(void *m)
 {
-	mutex_lock(m);
+	if (mutex_lock_killable(m))
+		mutex_lock(m);
 }
 
 void shim_mutex_unlock(void *m)

@@ -15,6 +15,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <asm/arch_timer.h>
+#include <asm/cpufeature.h>
 #include <asm/virt.h>
 
 #include "shim.h"
@@ -179,6 +180,7 @@ static int __init shim_start(void)
 		.vhe = is_kernel_in_hyp_mode(),
 		.cpus = num_online_cpus(),
 		.counter_hz = arch_timer_get_cntfrq(),
+		.pseudo_nmi = system_uses_irq_prio_masking(),
 	};
 	int err;
 

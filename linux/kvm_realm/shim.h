@@ -32,6 +32,7 @@ struct shim_facts {
 	u32 vhe;		/* the kernel itself runs at EL2 */
 	u64 cpus;		/* online now */
 	u64 counter_hz;
+	u64 pseudo_nmi;		/* interrupts are masked by priority, which would keep them from ending a guest's run */
 };
 
 /* What kvmr_stat() answers. */

@@ -51,6 +51,11 @@ fn objection(facts: &Facts) -> Option<&'static str> {
     if facts.vhe == 0 {
         return Some("module: the kernel does not itself run at EL2 (VHE)");
     }
+    if facts.pseudo_nmi != 0 {
+        return Some(
+            "module: the kernel uses pseudo-NMIs (irqchip.gicv3_pseudo_nmi), which are not supported",
+        );
+    }
     if facts.conduit != CONDUIT_SMC {
         return Some("RMM: no RMI (the firmware is not called by SMC): this machine cannot run Realms");
     }

@@ -13,6 +13,7 @@ pub(crate) struct Facts {
     pub(crate) vhe: u32,
     pub(crate) cpus: u64,
     pub(crate) counter_hz: u64,
+    pub(crate) pseudo_nmi: u64,
 }
 
 /// A question that the shim asks back, with interrupts off or while going to sleep: must not sleep.
