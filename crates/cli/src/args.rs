@@ -42,6 +42,12 @@ pub(crate) enum Command {
     /// The lab's first program on the host kernel (started by the host initramfs)
     #[command(hide = true)]
     LabAgent,
+    /// The guest's part of the bench: touch fresh pages and count
+    #[command(hide = true)]
+    Touch {
+        /// Pages of 4 KiB
+        pages: usize,
+    },
 }
 
 /// What shapes a Realm, wherever it runs.

@@ -3,6 +3,7 @@
 //! Every test has a name and is independent: it builds what it needs (which costs nothing the second time), boots a
 //! machine of its own, and reports with the layer and the console that matter.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::setup::{self, Environment};
 use crate::ui;
 
 /// The module's counters.
-const COUNTERS: &str = "/sys/kernel/debug/kvm-realm";
+pub(crate) const COUNTERS: &str = "/sys/kernel/debug/kvm-realm";
 /// How long a payload may run.
 const PAYLOAD_LIMIT: Duration = Duration::from_secs(120);
 
@@ -191,11 +192,23 @@ pub(crate) fn on_host(
     script: &str,
     limit: u64,
 ) -> Result<(Outcome, String)> {
+    let machine = MachineArgs { host_cpus: Some(cpus), ..MachineArgs::default() };
+    on_machine(environment, &machine, &[], module, script, limit)
+}
+
+/// As [`on_host`], on a machine of any shape, with more files in its root directory.
+pub(crate) fn on_machine(
+    environment: &Environment,
+    machine: &MachineArgs,
+    files: &[PathBuf],
+    module: bool,
+    script: &str,
+    limit: u64,
+) -> Result<(Outcome, String)> {
     let images = build::for_run(environment)?;
-    let parts = lab::host_parts(environment, &images, &None, &None, &[]);
+    let parts = lab::host_parts(environment, &images, &None, &None, files);
     let initrd = initramfs::host(environment, &parts)?;
-    let arguments = MachineArgs { host_cpus: Some(cpus), ..MachineArgs::default() };
-    let config = lab::config(environment, &images, &arguments, None, None, initrd);
+    let config = lab::config(environment, &images, machine, None, None, initrd);
     let job = Job {
         capture: true,
         ..lab::host_command(&config, script, module, Duration::from_secs(limit), patience())

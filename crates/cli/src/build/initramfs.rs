@@ -62,7 +62,8 @@ fn add_tree(archive: &mut Archive, directory: &Path, prefix: &str) -> Result<()>
     Ok(())
 }
 
-fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file whole, and only if its contents are new.
+pub(crate) fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
     if std::fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
