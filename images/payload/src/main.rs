@@ -10,6 +10,7 @@
 mod console;
 mod entry;
 mod realm;
+mod storm;
 
 use core::arch::asm;
 use core::fmt;
@@ -30,6 +31,8 @@ static FAILED: AtomicBool = AtomicBool::new(false);
 /// ESR of the last fault that was expected; `EXPECT` says that one is.
 static EXPECT: AtomicBool = AtomicBool::new(false);
 static FAULT: AtomicU64 = AtomicU64::new(0);
+/// The CPUs' last round: [`storm`].
+static STORM: AtomicBool = AtomicBool::new(false);
 /// What each other CPU has done.
 static DONE: [AtomicU64; 32] = [const { AtomicU64::new(0) }; 32];
 
@@ -128,10 +131,16 @@ extern "C" fn primary() -> ! {
         refusals();
     }
     psci_refusals();
-    let cpus = other_cpus(rmm);
+    let cpus = other_cpus(rmm, 1..=2);
+    if cpus > 1 {
+        check("cpu-on-and-off-twice", Ok(()));
+    }
     if rmm {
         bench();
         realm::life(timed_nothing());
+        STORM.store(true, Ordering::Release);
+        other_cpus(rmm, 3..=3);
+        storm::report(cpus);
     }
     let failed = FAILED.load(Ordering::Relaxed);
     line(format_args!("done, {} CPUs, {}", cpus, if failed { "FAILED" } else { "all ok" }));
@@ -275,13 +284,13 @@ fn psci_refusals() {
     expect("affinity-of-self-is-on", smc(psci::fid::AFFINITY_INFO_64, 0, 0, 0)[0], 0);
 }
 
-/// Turns every other CPU on twice; together they delegate neighbouring granules.
-fn other_cpus(rmm: bool) -> u64 {
+/// Turns every other CPU on, once per round; together they delegate neighbouring granules.
+fn other_cpus(rmm: bool, rounds: core::ops::RangeInclusive<u64>) -> u64 {
     let mut cpus = 1;
     while cpus < 16 && smc(psci::fid::AFFINITY_INFO_64, cpus, 0, 0)[0] == 1 {
         cpus += 1;
     }
-    for round in 1..=2 {
+    for round in rounds {
         for cpu in 1..cpus {
             let entry = secondary_start as *const () as u64;
             let result = smc(psci::fid::CPU_ON_64, cpu, entry, cpu)[0];
@@ -291,7 +300,7 @@ fn other_cpus(rmm: bool) -> u64 {
             }
         }
         if rmm {
-            churn(0);
+            work(0);
         }
         for cpu in 1..cpus {
             while DONE[cpu as usize].load(Ordering::Acquire) != round {
@@ -302,10 +311,12 @@ fn other_cpus(rmm: bool) -> u64 {
             }
         }
     }
-    if cpus > 1 {
-        check("cpu-on-and-off-twice", Ok(()));
-    }
     cpus
+}
+
+/// A CPU's part in a round.
+fn work(cpu: u64) {
+    if STORM.load(Ordering::Acquire) { storm::storm(cpu) } else { churn(cpu) }
 }
 
 /// Delegates and undelegates every 16th granule, beginning with the CPU's number.
@@ -325,7 +336,7 @@ fn churn(cpu: u64) {
 extern "C" fn secondary(cpu: u64) -> ! {
     let version = smc(rmi::fid::VERSION, rmi::VERSION_1_0, 0, 0)[0];
     if version == 0 {
-        churn(cpu);
+        work(cpu);
     } else if version != smccc::NOT_SUPPORTED {
         check("rmi-version-on-every-cpu", Err(format_args!("CPU {cpu}: {version:#x}")));
     }
