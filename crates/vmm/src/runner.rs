@@ -95,8 +95,9 @@ impl Drop for Runner {
 
 fn run_cpu(shared: &Shared, index: usize) {
     let vcpu = &shared.vcpus[index];
+    let mut faults = Faults::default();
     while !shared.stop.load(Ordering::SeqCst) {
-        match step(shared, vcpu) {
+        match step(shared, vcpu, &mut faults) {
             Ok(None) => {}
             Ok(Some(ending)) => return (shared.on_end)(Ok(ending)),
             Err(error) => return (shared.on_end)(Err(error)),
@@ -104,8 +105,44 @@ fn run_cpu(shared: &Shared, index: usize) {
     }
 }
 
-fn step(shared: &Shared, vcpu: &Vcpu) -> Result<Option<Ending>> {
-    match vcpu.run() {
+/// Notices a CPU that asks for the same memory again and again: it waits for contents that were destroyed when it, or
+/// another CPU, used the page in the other way, and which nobody can give back.
+#[derive(Debug, Default)]
+struct Faults {
+    last: Option<Exit>,
+    repeated: u32,
+}
+
+impl Faults {
+    /// More than any guest asks for on purpose without doing anything else.
+    const PATIENCE: u32 = 1000;
+
+    fn check(&mut self, exit: Exit) -> Result<()> {
+        let Exit::MemoryFault { address, .. } = exit else {
+            // A kick says nothing about the guest.
+            if exit != Exit::Interrupted {
+                *self = Self::default();
+            }
+            return Ok(());
+        };
+        self.repeated = if self.last == Some(exit) { self.repeated + 1 } else { 0 };
+        self.last = Some(exit);
+        if self.repeated < Self::PATIENCE {
+            return Ok(());
+        }
+        Err(Error::new(
+            Layer::Guest,
+            format!(
+                "it waits for the memory at {address:#x}, whose contents were destroyed when it was shared"
+            ),
+        ))
+    }
+}
+
+fn step(shared: &Shared, vcpu: &Vcpu, faults: &mut Faults) -> Result<Option<Ending>> {
+    let exit = vcpu.run();
+    faults.check(exit)?;
+    match exit {
         Exit::Read { address, len } => vcpu.answer_read(shared.bus.read(address, len)?),
         Exit::Write { address, data, len } => shared.bus.write(address, &data[..len])?,
         Exit::MemoryFault { address, size, private } => {
@@ -154,4 +191,27 @@ fn install_kick_handler() -> Result<()> {
         return Err(Error::os("installing a signal handler", &std::io::Error::last_os_error()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_waits_for_destroyed_memory_is_noticed_and_one_that_moves_on_is_not() {
+        let fault = |address| Exit::MemoryFault { address, size: 0x1000, private: true };
+        let mut faults = Faults::default();
+        for n in 0..5000 {
+            faults.check(fault(n % 2)).unwrap();
+        }
+        for _ in 0..5 {
+            for _ in 0..Faults::PATIENCE {
+                faults.check(fault(7)).unwrap();
+                faults.check(Exit::Interrupted).unwrap();
+            }
+            faults.check(Exit::Again).unwrap();
+        }
+        let stuck = (0..5000).find(|_| faults.check(fault(7)).is_err());
+        assert_eq!(stuck, Some(Faults::PATIENCE));
+    }
 }

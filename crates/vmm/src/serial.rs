@@ -37,6 +37,9 @@ const MSR_CONNECTED: u8 = 0xb0;
 /// Output is handed on at the latest when this much has gathered.
 const OUTPUT_BURST: usize = 1024;
 
+/// What a guest that talks to itself can make us keep.
+const LOOPBACK_QUEUE: usize = 1024;
+
 /// One serial port.
 #[derive(Debug, Default)]
 pub struct Serial {
@@ -94,10 +97,10 @@ impl Serial {
         match offset {
             RBR_THR if self.dlab() => self.divisor[0] = value,
             RBR_THR => {
-                if self.loopback() {
-                    self.input.push_back(value);
-                } else {
+                if !self.loopback() {
                     self.output.push(value);
+                } else if self.input.len() < LOOPBACK_QUEUE {
+                    self.input.push_back(value);
                 }
                 self.transmitter_event = true;
             }
@@ -188,6 +191,17 @@ mod tests {
             port.write(RBR_THR, b'x');
         }
         assert_eq!(port.take_output().unwrap().len(), OUTPUT_BURST);
+    }
+
+    #[test]
+    fn a_guest_that_talks_to_itself_does_not_fill_our_memory() {
+        let mut port = Serial::new();
+        port.write(MCR, MCR_LOOPBACK);
+        for _ in 0..3 * LOOPBACK_QUEUE {
+            port.write(RBR_THR, b'x');
+        }
+        assert_eq!(port.input.len(), LOOPBACK_QUEUE);
+        assert_eq!(port.take_output(), None);
     }
 
     #[test]
