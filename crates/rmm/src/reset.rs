@@ -28,8 +28,8 @@ pub(crate) const CNTPMASK: u64 = 1 << 19;
 
 /// MDCR_EL2.TDA: debug registers trap until they are loaded.
 pub(crate) const MDCR_TDA: u64 = 1 << 9;
-/// MDCR_EL2: TTRF, TPMS, TPM, TPMCR: no trace filter, no profiling, no PMU.
-const MDCR_BASE: u64 = 1 << 19 | 1 << 14 | 1 << 6 | 1 << 5;
+/// MDCR_EL2: HCCD, HPMD: nothing is counted at EL2; TTRF, TPMS, TPM, TPMCR: no trace filter, no profiling, no PMU.
+const MDCR_BASE: u64 = 1 << 23 | 1 << 19 | 1 << 17 | 1 << 14 | 1 << 6 | 1 << 5;
 
 /// MDSCR_EL1.TDCC.
 const MDSCR_EL1: u64 = 1 << 12;

@@ -281,12 +281,14 @@ fn run(nothing: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// What the Realm does to its registers is nothing to the host's.
+/// What the Realm does to its registers is nothing to the host's, and the host's event counters see none of it.
 fn scribble() -> ControlFlow<()> {
     let before = host_registers(true);
+    let counted = count_el1();
     let (reason, _) = enter(command::SCRIBBLE, 0, 0)?;
     expect_exit("realm-keeps-to-its-registers", reason, ExitReason::HostCall)?;
     let after = host_registers(false);
+    expect("realm-is-not-counted", count_el1(), counted);
     match (0..before.len()).find(|&n| before[n] != after[n]) {
         None => check("realm-keeps-to-its-registers", Ok(())),
         Some(n) => check(
@@ -295,6 +297,21 @@ fn scribble() -> ControlFlow<()> {
         ),
     }
     ControlFlow::Continue(())
+}
+
+/// Starts event counter 0 on instructions at EL1 and EL0 only, if it does not run, and gives its value.
+fn count_el1() -> u64 {
+    const INSTRUCTIONS: u64 = 8;
+    let value;
+    // SAFETY: nothing else uses the event counters.
+    unsafe {
+        asm!(
+            "msr pmevtyper0_el0, {event}", "msr pmcntenset_el0, {one}", "msr pmcr_el0, {one}", "isb",
+            "mrs {value}, pmevcntr0_el0",
+            event = in(reg) INSTRUCTIONS, one = in(reg) 1_u64, value = out(reg) value, options(nostack),
+        );
+    }
+    value
 }
 
 /// Registers that host and Realm both have; gives those a value first, if asked, that have none yet.

@@ -84,8 +84,8 @@ pub(crate) fn init_cpu() {
     isb();
 }
 
-/// TPM, TPMCR: the PMU is the host's.
-const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6;
+/// TPM, TPMCR: the PMU is the host's; HPMD, HCCD: it does not count what the RMM does.
+const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6 | 1 << 17 | 1 << 23;
 
 /// HPMN: all event counters stay below EL2's.
 pub(crate) fn counters() -> u64 {
@@ -133,7 +133,13 @@ const HOST_OS_LOCK: usize = 33;
 const HOST_SCXTNUM_EL0: usize = 34;
 const HOST_SCXTNUM_EL1: usize = 35;
 const HOST_DOUBLE_LOCK: usize = 36;
-const _: () = assert!(HOST_DOUBLE_LOCK < HOST_REGISTERS);
+const HOST_PMCR: usize = 37;
+const _: () = assert!(HOST_PMCR < HOST_REGISTERS);
+
+/// PMCR_EL0.E: the host's counters run.
+const PMCR_E: u64 = 1;
+/// PMCR_EL0.P and C reset counters; they are actions, not state.
+const PMCR_RESETS: u64 = 1 << 1 | 1 << 2;
 
 /// HCR_EL2.EnSCXT: the REC may use SCXTNUM_ELx.
 const HCR_ENSCXT: u64 = 1 << 53;
@@ -157,6 +163,12 @@ pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
         swap_timer!(cntp_ctl_el02!(), cntp_cval_el02!(), ctx.get(word::CNTP_CTL), ctx.get(word::CNTP_CVAL));
     host[HOST_OS_LOCK] = read_reg!("oslsr_el1") >> 1 & 1;
     host[HOST_DOUBLE_LOCK] = read_reg!("osdlr_el1");
+    host[HOST_PMCR] = read_reg!("pmcr_el0") & !PMCR_RESETS;
+    if host[HOST_PMCR] & PMCR_E != 0 {
+        // The host's counters would tell it of each branch and cache miss of the REC.
+        // SAFETY: stops counters; `rec_save` starts them again.
+        unsafe { write_reg!("pmcr_el0", host[HOST_PMCR] & !PMCR_E) };
+    }
     host[HOST_ICH_HCR] = read_reg!(ich_hcr_el2!());
     host[HOST_ICC_SRE] = read_reg!(icc_sre_el2!());
     let scxtnum = ctx.get(word::HCR_EL2) & HCR_ENSCXT != 0;
@@ -244,6 +256,9 @@ pub(crate) fn rec_save(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
         }
         write_reg!("oslar_el1", cpu.host[HOST_OS_LOCK]);
         write_reg!("osdlr_el1", cpu.host[HOST_DOUBLE_LOCK]);
+        if cpu.host[HOST_PMCR] & PMCR_E != 0 {
+            write_reg!("pmcr_el0", cpu.host[HOST_PMCR]);
+        }
         write_reg!(ich_hcr_el2!(), cpu.host[HOST_ICH_HCR]);
         if cpu.host[HOST_ICC_SRE] & 0x9 != 0x9 {
             write_reg!(icc_sre_el2!(), cpu.host[HOST_ICC_SRE]);
