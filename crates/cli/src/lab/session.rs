@@ -134,6 +134,8 @@ impl Session<'_> {
             }
             if self.quit {
                 self.outcome.status = 0;
+                // The shell that started us wants to begin at the left.
+                self.show(b"\r\n")?;
                 let _ = self.send(&Request::PowerOff);
                 self.machine.finish(Duration::from_secs(2));
                 return Ok(());
