@@ -11,6 +11,7 @@
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/uaccess.h>
@@ -237,6 +238,11 @@ void shim_spin_unlock(void *l, u64 flags)
 void shim_cond_resched(void)
 {
 	cond_resched();
+}
+
+bool shim_is_killed(void)
+{
+	return fatal_signal_pending(current);
 }
 
 u32 shim_online_cpus(void)

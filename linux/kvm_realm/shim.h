@@ -90,6 +90,7 @@ u64 shim_spin_lock(void *l);
 bool shim_spin_trylock(void *l, u64 *flags);
 void shim_spin_unlock(void *l, u64 flags);
 void shim_cond_resched(void);
+bool shim_is_killed(void);
 u32 shim_online_cpus(void);
 u64 shim_id_register(u32 encoding);
 u64 shim_counter(void);

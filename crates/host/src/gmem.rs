@@ -69,7 +69,7 @@ impl<K: Kernel> Gmem<K> {
     ///
     /// # Errors
     /// `EOPNOTSUPP` for other modes, `EINVAL` for a range that is not page aligned or outside the file, `ENOMEM`,
-    /// `EBUSY` while the VM is being torn down.
+    /// `EBUSY` while the VM is being torn down, `EINTR` if the process is killed meanwhile.
     pub fn fallocate(&self, mode: u32, offset: u64, len: u64) -> Result {
         if mode & !(FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE) != 0 || mode == FALLOC_PUNCH_HOLE {
             return Err(Errno::EOPNOTSUPP);
@@ -131,6 +131,9 @@ impl<K: Kernel> Gmem<K> {
             }
             drop(pages);
             self.kernel.cond_resched();
+            if self.kernel.is_killed() {
+                return Err(Errno::EINTR);
+            }
         }
         Ok(0)
     }

@@ -151,6 +151,11 @@ pub trait Kernel: Clone + Send + Sync + 'static {
     /// Gives other threads a chance. Called between the steps of long walks.
     fn cond_resched(&self);
 
+    /// Whether the calling process is being killed, so that work which takes long should end where it is.
+    fn is_killed(&self) -> bool {
+        false
+    }
+
     /// One line in the kernel's log, without prefix and line feed; rate limited. Any context.
     fn log(&self, level: LogLevel, line: fmt::Arguments<'_>);
 }

@@ -71,6 +71,9 @@ impl<K: Kernel> Vm<K> {
             }
             at = self.populate_batch(at, &sources, flags)?;
             self.kernel.cond_resched();
+            if self.kernel.is_killed() {
+                return Err(Errno::EINTR);
+            }
         }
         Ok(0)
     }

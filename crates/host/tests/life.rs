@@ -227,6 +227,22 @@ fn memory_of_any_size_costs_nothing_until_it_is_used() {
 }
 
 #[test]
+fn a_vmm_that_is_killed_does_not_finish_long_work_first() {
+    let kernel = Fake::new();
+    let machine = Machine::new(&kernel, 1024);
+    machine.rme(rme::CREATE_RD).unwrap();
+    kernel.kill();
+    assert_eq!(machine.populate(RAM, 200 * PAGE), Err(Errno::EINTR));
+    assert!(kernel.calls_of(fid::DATA_CREATE).len() < 100);
+    let FileObject::Gmem(file) = kernel.file(machine.gmem) else { panic!("no guest_memfd") };
+    let before = kernel.pages();
+    assert_eq!(file.fallocate(0, 512 * PAGE, 512 * PAGE), Err(Errno::EINTR));
+    assert_eq!(kernel.pages(), before + 1);
+    drop(file);
+    machine.close(&[], 0);
+}
+
+#[test]
 fn a_vgic_is_there_when_its_file_is() {
     let kernel = Fake::new();
     let machine = Machine::new(&kernel, 16);

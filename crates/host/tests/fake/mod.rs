@@ -43,6 +43,7 @@ struct State {
     files: Vec<Option<FileObject<Fake>>>,
     other_process: bool,
     no_more_files: bool,
+    killed: bool,
     pins: usize,
     /// MPIDRs in the order of `REC_CREATE`.
     mpidrs: Vec<u64>,
@@ -101,6 +102,10 @@ impl Fake {
 
     pub(crate) fn refuse_files(&self, refuse: bool) {
         self.0.lock().unwrap().no_more_files = refuse;
+    }
+
+    pub(crate) fn kill(&self) {
+        self.0.lock().unwrap().killed = true;
     }
 
     pub(crate) fn close_all(&self) {
@@ -390,6 +395,10 @@ impl Kernel for Fake {
     }
 
     fn cond_resched(&self) {}
+
+    fn is_killed(&self) -> bool {
+        self.0.lock().unwrap().killed
+    }
 
     fn log(&self, level: LogLevel, line: fmt::Arguments<'_>) {
         println!("{level:?}: {line}");

@@ -53,6 +53,7 @@ unsafe extern "C" {
     pub(crate) fn shim_spin_trylock(l: *mut u32, flags: *mut u64) -> bool; // any
     pub(crate) fn shim_spin_unlock(l: *mut u32, flags: u64); // any
     pub(crate) fn shim_cond_resched(); // process
+    pub(crate) fn shim_is_killed() -> bool; // process
     pub(crate) fn shim_online_cpus() -> u32; // any
     pub(crate) fn shim_id_register(encoding: u32) -> u64; // any
     pub(crate) fn shim_counter() -> u64; // any

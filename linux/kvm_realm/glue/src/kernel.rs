@@ -230,6 +230,11 @@ impl Kernel for Linux {
         unsafe { ffi::shim_cond_resched() }
     }
 
+    fn is_killed(&self) -> bool {
+        // SAFETY: looks at the calling thread.
+        unsafe { ffi::shim_is_killed() }
+    }
+
     fn log(&self, level: LogLevel, line: fmt::Arguments<'_>) {
         let level = match level {
             LogLevel::Error => 0,
