@@ -83,7 +83,9 @@ pub(crate) fn for_run(environment: &Environment) -> Result<Images> {
 /// Builds some parts.
 pub(crate) fn build(environment: &Environment, parts: &[&str]) -> Result<Images> {
     let images = images()?;
-    std::fs::create_dir_all(images.monitor.parent().context("no place for images")?)?;
+    let directory = images.monitor.parent().context("no place for images")?;
+    std::fs::create_dir_all(directory)?;
+    let _lock = crate::setup::lock(directory)?;
     for &part in parts {
         match part {
             "monitor" => firmware(environment, "monitor-image", "the monitor", &images.monitor)?,

@@ -37,9 +37,10 @@ pub(crate) fn ensure(qemu: Option<&Path>, update: bool) -> Result<Environment> {
     Ok(Environment { qemu, unpacked, rust })
 }
 
-/// Two set-ups at once would unpack over each other: the second waits.
-fn lock(cache: &Path) -> Result<File> {
-    let file = File::create(cache.join("lock"))?;
+/// Two set-ups, or builds, at once would write over each other: the second waits for the first to let go of the
+/// directory.
+pub(crate) fn lock(directory: &Path) -> Result<File> {
+    let file = File::create(directory.join("lock"))?;
     // SAFETY: flock takes a live descriptor; the lock ends with the file.
     unsafe {
         if libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) != 0 {
