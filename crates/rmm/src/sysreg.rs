@@ -97,10 +97,11 @@ const fn without<const N: usize>(value: u64, shifts: [u32; N]) -> u64 {
 /// Registers that are not listed read as zero, which says "not implemented" throughout (ISAR2 and MMFR3 among them).
 fn id_register(id: &IdRegisters, realm: Realm<'_>, crm: u64, op2: u64) -> u64 {
     match (crm, op2) {
-        // PFR0 without SVE, MPAM, AMU, RME; CSV2 at most 1, because SCXTNUM_ELx trap.
+        // PFR0 without SVE, MPAM, AMU, RME; CSV2 at most 1, because SCXTNUM_ELx trap; EL1 at most 1: no AArch32.
         (4, 0) => {
             let csv2 = field(id.id_aa64pfr0, 56, 4).min(1);
-            without(id.id_aa64pfr0, [32, 40, 44, 52, 56]) | csv2 << 56
+            let el1 = field(id.id_aa64pfr0, 4, 4).min(1);
+            without(id.id_aa64pfr0, [4, 32, 40, 44, 52, 56]) | csv2 << 56 | el1 << 4
         }
         // PFR1 without MTE, MPAM_frac, SME, RNDR_trap, CSV2_frac, NMI, MTE_frac, GCS, THE, MTEX, DF2, PFAR.
         (4, 1) => without(id.id_aa64pfr1, [8, 16, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]),
@@ -157,7 +158,7 @@ mod tests {
             id_aa64mmfr1: u64::MAX,
             ..IdRegisters::default()
         };
-        assert_eq!(id_register(&all, realm, 4, 0), 0xF10F_00F0_FFFF_FFFF);
+        assert_eq!(id_register(&all, realm, 4, 0), 0xF10F_00F0_FFFF_FF1F);
         assert_eq!(field(id_register(&all, realm, 4, 1), 24, 4), 0);
         assert_eq!(field(id_register(&all, realm, 5, 0), 8, 4), 0, "no PMU");
         assert_eq!(field(id_register(&all, realm, 7, 1), 16, 4), 0, "no ordering regions");
