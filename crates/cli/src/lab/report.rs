@@ -47,16 +47,20 @@ fn console_of(layer: &str) -> &'static str {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "{}: {}", self.layer, self.sentence)?;
-        let path = self.directory.join(self.log);
-        let text = std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        match text {
-            Ok(text) if !text.trim().is_empty() => {
-                writeln!(formatter, "--- the end of {} ---", self.log)?;
-                for line in crate::command::tail(text.trim_end(), TAIL_LINES).lines() {
+        // The layer's own console, or the host's where that one is silent.
+        let said = [self.log, log::HOST].into_iter().find_map(|name| {
+            let bytes = std::fs::read(self.directory.join(name)).ok()?;
+            let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            (!text.is_empty()).then_some((name, text))
+        });
+        match said {
+            Some((name, text)) => {
+                writeln!(formatter, "--- the end of {name} ---")?;
+                for line in crate::command::tail(&text, TAIL_LINES).lines() {
                     writeln!(formatter, "  {}", line.trim_end_matches('\r'))?;
                 }
             }
-            _ => writeln!(formatter, "({} is empty)", self.log)?,
+            None => writeln!(formatter, "(no console said anything)")?,
         }
         write!(formatter, "all consoles: {}", self.directory.display())
     }

@@ -188,6 +188,9 @@ impl Session<'_> {
         if status.success() {
             return Err(self.fail(layer, "the machine switched itself off before the work was done"));
         }
+        if status.code().is_none() {
+            return Err(self.fail("QEMU", &format!("somebody ended it before the work was done ({status})")));
+        }
         let said = std::fs::read_to_string(self.machine.directory.join(log::QEMU)).unwrap_or_default();
         if self.timeline.stages.iter().all(|stage| stage.name != "monitor") && !said.trim().is_empty() {
             return Err(self.fail("QEMU", "it ended before the first instruction's trace"));
@@ -312,6 +315,8 @@ impl Session<'_> {
             Event::Error { layer, error } => {
                 let _ = writeln!(self.programs, "{layer}: {error}");
                 if self.failure.is_none() {
+                    // Some errors begin with their layer's name themselves.
+                    let error = error.strip_prefix(&format!("{layer}: ")).unwrap_or(&error).to_owned();
                     self.failure = Some((Instant::now(), layer, error));
                 }
             }
