@@ -21,6 +21,8 @@ use crate::ui;
 
 /// The module's counters.
 pub(crate) const COUNTERS: &str = "/sys/kernel/debug/kvm-realm";
+/// Lets the payload, which is ours, end QEMU with a status.
+const SEMIHOSTING: &[&str] = &["-semihosting-config", "enable=on,target=native"];
 /// How long a payload may run.
 const PAYLOAD_LIMIT: Duration = Duration::from_secs(120);
 
@@ -135,7 +137,7 @@ pub(crate) fn run_payload(environment: &Environment, cpus: u32, extra: &[&str]) 
         cmdline: String::new(),
         cpus,
         memory: 1024,
-        extra: extra.iter().map(|&argument| argument.to_owned()).collect(),
+        extra: SEMIHOSTING.iter().chain(extra).map(|&argument| argument.to_owned()).collect(),
         ..lab::config(environment, &images, &arguments, None, None, images.guest_initrd.clone())
     };
     let job = Job {

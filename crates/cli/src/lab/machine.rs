@@ -108,7 +108,8 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
             command.args(COUNTING);
         }
     }
-    command.args(["-monitor", "none", "-semihosting-config", "enable=on,target=native"]);
+    // No semihosting: it would open the developer's files to every guest.
+    command.args(["-monitor", "none"]);
     command.arg("-serial").arg(option("file:", &directory.join(log::HOST), ""));
     command.arg("-serial").arg(option("file:", &directory.join(log::EL3), ""));
     if let Some((monitor, rmm)) = &config.firmware {
