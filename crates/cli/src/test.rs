@@ -50,6 +50,7 @@ const TESTS: &[Test] = &[
     quick("unit-property-and-simulation", unit),
     emulated("payload-on-1-cpu", |environment| payload(environment, 1)),
     emulated("payload-on-4-cpus", |environment| payload(environment, 4)),
+    emulated("costs-stay-within-their-limits", crate::bench::check),
     emulated("host-boots-on-1-cpu", |environment| host_boots(environment, 1)),
     emulated("host-boots-on-4-cpus", |environment| host_boots(environment, 4)),
     emulated("exec-gives-output-and-status-0", exec_status_0),

@@ -23,6 +23,25 @@ const PAGES: u64 = 16384;
 /// How long the Realms of the bench may take, in seconds.
 const LIMIT: u64 = 600;
 
+/// What the calls may cost at most, in instructions: the promises of docs/performance.md.
+const LIMITS: &[(&str, f64)] = &[
+    ("PSCI_VERSION", 150.0),
+    ("RMI_VERSION", 500.0),
+    ("RMI_GRANULE_DELEGATE", 1500.0),
+    ("RMI_GRANULE_UNDELEGATE", 1500.0),
+    ("RMI_REALM_CREATE", 25000.0),
+    ("RMI_RTT_CREATE", 1500.0),
+    ("RMI_RTT_INIT_RIPAS of 16 pages", 20000.0),
+    ("RMI_DATA_CREATE measured", 10000.0),
+    ("RMI_DATA_CREATE not measured", 3000.0),
+    ("RMI_DATA_CREATE_UNKNOWN", 1500.0),
+    ("RMI_REC_CREATE", 12000.0),
+    ("RMI_REC_ENTER to an immediate host call", 3500.0),
+    ("RMI_REC_ENTER with floating point", 4000.0),
+    ("RMI_REC_ENTER to a device access", 3000.0),
+    ("first touch without a kernel (2 REC_ENTER, DELEGATE, DATA_CREATE_UNKNOWN)", 9000.0),
+];
+
 /// A measure and its value.
 type Table = Vec<(String, f64)>;
 
@@ -49,6 +68,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<u8> {
     }
     println!("\nwhole run (`realm run --exec true --timings`), in seconds of this machine:");
     lab::run_realm(&RunArgs { exec: Some("true".into()), timings: true, ..RunArgs::default() })
+}
+
+/// Fails if a call costs more than promised, or was not measured.
+pub(crate) fn check(environment: &Environment) -> Result<()> {
+    let table = payload_counts(&test::run_payload(environment, 1, COUNTING)?);
+    for (name, limit) in LIMITS {
+        let (_, cost) = table
+            .iter()
+            .find(|(measured, _)| measured == name)
+            .with_context(|| format!("no count of {name}"))?;
+        ensure!(cost <= limit, "{name} costs {cost} instructions, more than {limit}");
+    }
+    Ok(())
 }
 
 /// The lines `PAYLOAD: bench <name> <count>`.
