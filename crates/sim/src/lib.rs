@@ -9,11 +9,13 @@
 //! | [`host`] | the host kernel: the host core's kernel |
 //! | [`guest`] | scripted guests inside Realms |
 //! | [`vmm`] | a small VMM: the ioctls in their order |
+//! | [`bench`] | all of it set up, and the check that everything came back |
 //!
 //! The code under test is the cores' own, unchanged. What the simulation adds is suspicion: a wrong-world access
 //! faults as on hardware (and panics where hardware would crash the host), the TLB forgets nothing by itself, fresh
 //! pages are poisoned, a page that is freed while delegated is reported, sleeping under a spin lock panics.
 
+pub mod bench;
 pub mod guest;
 pub mod host;
 pub mod machine;

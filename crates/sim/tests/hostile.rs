@@ -5,13 +5,11 @@ use cca_abi::kvm::{self, ioctl, rme};
 use cca_abi::{psci, rsi};
 use kvm_realm::errno::Result;
 use kvm_realm::files::FileObject;
-use kvm_realm::{System, SystemConfig};
+use sim::bench::Bench;
 use sim::guest::{Guest, Op};
-use sim::host::{Signal, SimKernel};
-use sim::machine::{Machine, Shape};
+use sim::host::Signal;
 use sim::memory::PAGE_SIZE;
 use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
@@ -23,44 +21,9 @@ const RAM: u64 = 1 << 20;
 /// The program of vCPUs that others switch on.
 const SECOND: u64 = RAM_BASE + 0x100;
 
-struct Bench {
-    machine: Arc<Machine>,
-    kernel: SimKernel,
-    system: Arc<System<SimKernel>>,
-    free: usize,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let machine = Machine::boot(Shape::default());
-        let kernel = SimKernel::new(machine.clone());
-        let system = System::probe(kernel.clone(), SystemConfig::default())
-            .unwrap_or_else(|error| panic!("the host core found no RMM: {error:?}"));
-        let free = kernel.free_pages();
-        Self { machine, kernel, system, free }
-    }
-
-    fn vmm(&self, vcpus: u32) -> Vmm {
-        Vmm::new(&self.kernel, &self.system, Config { ram: RAM, vcpus, ..Config::default() })
-    }
-
-    fn built(&self, vcpus: u32) -> Vmm {
-        let mut vmm = self.vmm(vcpus);
-        vmm.build().unwrap_or_else(|(step, errno)| panic!("{step}: {errno}"));
-        vmm
-    }
-
-    /// Ends the VMM's process and checks that nothing is missing.
-    fn finish(&self, vmm: Vmm, what: &str) {
-        vmm.process.exit();
-        drop(vmm);
-        self.machine.assert_no_failures();
-        self.machine.assert_all_memory_is_back();
-        assert_eq!(self.kernel.free_pages(), self.free, "{what}: pages are missing");
-        assert_eq!(self.system.live_vms(), 0, "{what}: a VM outlives its files");
-        assert_eq!(self.system.stats().leaked(), 0, "{what}: pages are lost");
-        assert_eq!(self.system.stats().pinned(), 0, "{what}: pages are still pinned");
-    }
+/// A small virtual machine: what is small is soon in every state.
+fn small(vcpus: u32) -> Config {
+    Config { ram: RAM, vcpus, ..Config::default() }
 }
 
 /// Deterministic random numbers.
@@ -411,7 +374,7 @@ fn memory_pulled_away_under_a_running_guest_is_never_lost() {
                 }
             }
         });
-        let vmm = bench.built(1);
+        let vmm = bench.ready(small(1));
         for_a_while(
             Duration::from_millis(300),
             &[
@@ -430,7 +393,7 @@ fn memory_pulled_away_under_a_running_guest_is_never_lost() {
                 },
             ],
         );
-        bench.finish(vmm, &format!("round {round}"));
+        bench.finish(vmm);
     });
 }
 
@@ -440,7 +403,7 @@ fn a_guest_may_do_anything() {
     many_rounds(|round| {
         bench.machine.load_program(ENTRY, move |guest| hostile_guest(guest, 1000 + round));
         bench.machine.load_program(SECOND, move |guest| hostile_guest(guest, 2000 + round));
-        let vmm = bench.built(3);
+        let vmm = bench.ready(small(3));
         for_a_while(
             Duration::from_millis(300),
             &[
@@ -449,7 +412,7 @@ fn a_guest_may_do_anything() {
                 &|stop| Thread::new(&vmm, 50 + round).run_vcpu(2, stop),
             ],
         );
-        bench.finish(vmm, &format!("round {round}"));
+        bench.finish(vmm);
     });
 }
 
@@ -462,7 +425,7 @@ fn arbitrary_ioctls_in_any_state_lose_nothing() {
     signal.adopt();
     signal.raise();
     many_rounds(|seed| {
-        let mut vmm = bench.vmm(2);
+        let mut vmm = bench.vmm(small(2));
         let mut order = Random::new(seed);
         let mut next = 0;
         for n in 0..60 {
@@ -482,7 +445,7 @@ fn arbitrary_ioctls_in_any_state_lose_nothing() {
                 vmm.process.close(3 + order.below(8) as i32);
             }
         }
-        bench.finish(vmm, &format!("seed {seed}"));
+        bench.finish(vmm);
     });
 }
 
@@ -492,7 +455,7 @@ fn arbitrary_ioctls_while_a_hostile_guest_runs_lose_nothing() {
     many_rounds(|round| {
         bench.machine.load_program(ENTRY, move |guest| hostile_guest(guest, 3000 + round));
         bench.machine.load_program(SECOND, move |guest| hostile_guest(guest, 4000 + round));
-        let vmm = bench.built(2);
+        let vmm = bench.ready(small(2));
         let fuzzer = |seed: u64| {
             let vmm = &vmm;
             move |stop: &AtomicBool| {
@@ -512,7 +475,7 @@ fn arbitrary_ioctls_while_a_hostile_guest_runs_lose_nothing() {
                 &fuzzer(90 + round),
             ],
         );
-        bench.finish(vmm, &format!("round {round}"));
+        bench.finish(vmm);
     });
 }
 
@@ -525,7 +488,7 @@ fn files_closed_while_two_threads_run_one_vcpu_leave_nothing_behind() {
         }
     });
     for round in 0..4 {
-        let vmm = bench.built(1);
+        let vmm = bench.ready(small(1));
         let vcpu = vmm.vcpus[0];
         let run = |_: &AtomicBool| {
             let _ = vmm.ioctl_value(vcpu, ioctl::RUN, 0);
@@ -537,7 +500,7 @@ fn files_closed_while_two_threads_run_one_vcpu_leave_nothing_behind() {
             }
         };
         for_a_while(Duration::from_millis(30), &[&run, &run, &close]);
-        bench.finish(vmm, &format!("round {round}"));
+        bench.finish(vmm);
     }
 }
 
@@ -548,7 +511,7 @@ fn two_vcpus_that_start_at_once_start_one_interrupt_controller() {
         guest.write(RAM_BASE + 0x10_0000 - PAGE_SIZE, 1);
     });
     for round in 0..5 {
-        let mut vmm = bench.vmm(2);
+        let mut vmm = bench.vmm(small(2));
         for (name, step) in STEPS {
             // Without CTRL_INIT the first KVM_RUN initialises it.
             if *name == "create vGIC" {
@@ -569,7 +532,7 @@ fn two_vcpus_that_start_at_once_start_one_interrupt_controller() {
             step(&mut vmm).unwrap_or_else(|errno| panic!("{name}: {errno}"));
         }
         vmm.run_all(&|_, _| 0);
-        bench.finish(vmm, &format!("round {round}"));
+        bench.finish(vmm);
     }
 }
 
@@ -589,18 +552,18 @@ fn a_guest_cannot_make_the_host_keep_tables_for_memory_that_it_does_not_have() {
         }
         guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
     });
-    let vmm = bench.built(1);
+    let vmm = bench.ready(small(1));
     let before = bench.kernel.free_pages();
     assert!(matches!(vmm.run(0), Ok(Exit::Mmio { .. })));
     assert!(before - bench.kernel.free_pages() < 10, "{} pages", before - bench.kernel.free_pages());
-    bench.finish(vmm, "tables");
+    bench.finish(vmm);
 }
 
 #[test]
 fn realm_commands_in_the_wrong_order_change_nothing() {
     let bench = Bench::new();
     bench.machine.load_program(ENTRY, |_| {});
-    let vmm = bench.built(1);
+    let vmm = bench.ready(small(1));
     let thread = Thread::new(&vmm, 1);
     for sub in
         [rme::CONFIG_REALM, rme::CREATE_RD, rme::INIT_IPA_REALM, rme::POPULATE_REALM, rme::ACTIVATE_REALM, 5]
@@ -614,5 +577,5 @@ fn realm_commands_in_the_wrong_order_change_nothing() {
         assert!(thread.ioctl(vmm.vm(), ioctl::ENABLE_CAP, &args).is_err(), "sub-command {sub}");
     }
     assert_eq!(vmm.run_to_end(0, &|_, _| 0), Ok(1));
-    bench.finish(vmm, "order");
+    bench.finish(vmm);
 }

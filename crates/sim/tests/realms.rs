@@ -1,64 +1,18 @@
 //! Whole lives of Realms on the simulated machine: monitor, RMM and host core together.
 
 use cca_abi::rsi;
-use kvm_realm::{System, SystemConfig};
+use sim::bench::Bench;
 use sim::guest::{Guest, Op};
-use sim::host::{Signal, SimKernel};
-use sim::machine::{Machine, Shape};
+use sim::host::Signal;
+use sim::machine::Machine;
 use sim::memory::{DRAM_BASE, PAGE_SIZE, Pas};
-use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
-use std::sync::Arc;
+use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The shared alias: the top bit of a 33-bit IPA space.
 const SHARED: u64 = 1 << 32;
 /// RAM behind the populated image.
 const FREE_RAM: u64 = RAM_BASE + 3 * PAGE_SIZE;
-
-struct Bench {
-    machine: Arc<Machine>,
-    kernel: SimKernel,
-    system: Arc<System<SimKernel>>,
-    free: usize,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let machine = Machine::boot(Shape::default());
-        let kernel = SimKernel::new(machine.clone());
-        let system = System::probe(kernel.clone(), SystemConfig::default())
-            .unwrap_or_else(|error| panic!("the host core found no RMM: {error:?}"));
-        let free = kernel.free_pages();
-        Self { machine, kernel, system, free }
-    }
-
-    fn vmm(&self, config: Config) -> Vmm {
-        Vmm::new(&self.kernel, &self.system, config)
-    }
-
-    fn built(&self, config: Config, script: impl Fn(&Guest) + Send + Sync + 'static) -> Vmm {
-        self.machine.load_program(ENTRY, script);
-        let mut vmm = self.vmm(config);
-        if let Err((step, errno)) = vmm.build() {
-            panic!("{step}: {errno}; log: {:#?}", self.machine.log_lines());
-        }
-        vmm
-    }
-
-    /// Ends the VMM's process and checks that nothing is missing.
-    fn finish(&self, vmm: Vmm) {
-        vmm.process.exit();
-        drop(vmm);
-        self.machine.assert_no_failures();
-        self.machine.assert_all_memory_is_back();
-        assert_eq!(
-            self.kernel.free_pages(),
-            self.free,
-            "pages are missing\nlog: {:#?}",
-            self.machine.log_lines()
-        );
-    }
-}
 
 fn no_device(gpa: u64, _: Option<u64>) -> u64 {
     panic!("unexpected access to {gpa:#x}");
