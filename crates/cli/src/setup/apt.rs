@@ -242,12 +242,14 @@ impl Archive {
         let list = directory.join("sources.list");
         std::fs::write(&list, sources)?;
         let quoted: String = architectures.iter().map(|name| format!("\"{name}\";")).collect();
+        // apt's own user cannot write below root's home, and says so each time.
+        let user = if is_root() { "APT::Sandbox::User \"root\";\n" } else { "" };
         std::fs::write(
             &apt.config,
             format!(
                 "Dir::Etc::sourcelist \"{}\";\nDir::Etc::sourceparts \"-\";\nDir::State::lists \"{}\";\n\
                  Dir::Cache \"{}\";\nAPT::Architectures {{{quoted}}};\nAcquire::Languages \"none\";\n\
-                 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\nAcquire::Retries \"3\";\n",
+                 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\nAcquire::Retries \"3\";\n{user}",
                 list.display(),
                 directory.join("lists").display(),
                 directory.join("cache").display(),
@@ -379,8 +381,7 @@ impl Apt {
 
 /// `env` for root, through sudo for anybody else.
 fn as_root() -> Result<Command> {
-    // SAFETY: geteuid cannot fail and touches no memory.
-    if unsafe { libc::geteuid() } == 0 {
+    if is_root() {
         // `env` starts what follows; the caller adds a second one only for its variables.
         return Ok(Command::new("env"));
     }
@@ -417,6 +418,11 @@ fn parse_package(stanza: &str) -> Option<Package> {
             .map(|name| name.split(':').next().unwrap_or(name).to_owned())
             .collect(),
     })
+}
+
+fn is_root() -> bool {
+    // SAFETY: geteuid cannot fail and touches no memory.
+    unsafe { libc::geteuid() == 0 }
 }
 
 #[cfg(test)]
