@@ -180,7 +180,9 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
         }
     };
     add("--exec", args.exec.clone());
-    add("--cmdline", args.cmdline.clone());
+    // A guest that is timed says its first lines, which its command's user otherwise does not need.
+    let words = args.timings.then(|| "loglevel=6".to_owned()).into_iter().chain(args.cmdline.clone());
+    add("--cmdline", Some(words.collect::<Vec<_>>().join(" ")).filter(|words| !words.is_empty()));
     add("--memory", Some(args.memory.unwrap_or(GUEST_MEMORY).to_string()));
     add("--cpus", Some(args.cpus.unwrap_or(1).to_string()));
     if args.exec.is_some() {
