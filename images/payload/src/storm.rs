@@ -142,7 +142,8 @@ pub(crate) fn storm(cpu: u64) {
 pub(crate) fn report(cpus: u64) {
     let succeeded = SUCCEEDED.load(Relaxed);
     line(format_args!("random-calls: {succeeded} of {} succeeded", cpus * CALLS));
-    if succeeded > cpus * CALLS / 20 {
+    // About one in twenty does, more or less by how the CPUs get into each other's way.
+    if succeeded > cpus * CALLS / 100 {
         check("random-calls", Ok(()));
     } else {
         check("random-calls", Err(format_args!("too few succeeded to test much")));
