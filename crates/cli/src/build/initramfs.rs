@@ -7,11 +7,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::modules;
 use crate::lab::cpio::Archive;
 use crate::setup::Environment;
 
 /// How many host archives are kept in the cache.
 const KEPT: usize = 3;
+/// What the default guest can load with `load-module`, beside what its kernel has built in.
+const GUEST_MODULES: &[&str] = &[
+    "arm-cca-guest",
+    "virtio-rng",
+    "virtio_balloon",
+    "virtio_blk",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+];
 /// The host's first program.
 const HOST_INIT: &str = include_str!("../lab/host-init.sh");
 
@@ -40,6 +50,14 @@ pub(crate) fn guest(environment: &Environment, product: &Path) -> Result<()> {
     }
     let mut archive = base(&environment.unpacked.busybox)?;
     add_tree(&mut archive, &source, "")?;
+    for directory in ["lib", "lib/modules"] {
+        archive.directory(directory);
+    }
+    let modules = modules::collect(&environment.unpacked.guest_modules, GUEST_MODULES)?;
+    for (name, bytes) in &modules.files {
+        archive.file(&format!("lib/modules/{name}.ko"), 0o644, bytes);
+    }
+    archive.file("lib/modules/order", 0o644, modules.order.as_bytes());
     write_if_changed(product, &archive.finish())
 }
 

@@ -3,6 +3,7 @@
 //! Cargo and make decide what is out of date; here is only which of their products goes where.
 
 pub(crate) mod initramfs;
+mod modules;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

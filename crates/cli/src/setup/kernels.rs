@@ -26,6 +26,8 @@ pub(crate) struct Unpacked {
     pub(crate) guest_release: String,
     /// The guest kernel itself.
     pub(crate) guest_kernel: PathBuf,
+    /// The directory of the guest kernel's modules.
+    pub(crate) guest_modules: PathBuf,
     /// The static arm64 busybox.
     pub(crate) busybox: PathBuf,
     /// Its version.
@@ -34,7 +36,7 @@ pub(crate) struct Unpacked {
 
 impl Unpacked {
     fn is_complete(&self) -> bool {
-        [&self.host_root, &self.host_kernel, &self.guest_kernel, &self.busybox]
+        [&self.host_root, &self.host_kernel, &self.guest_kernel, &self.guest_modules, &self.busybox]
             .iter()
             .all(|path| path.exists())
     }
@@ -64,13 +66,14 @@ pub(crate) fn ensure(cache: &Path, update: bool) -> Result<Unpacked> {
     let (busybox_version, busybox) = busybox(&own, cache)?;
     let suite = archive.open(Suites::StableBackports, cache)?.codename()?;
     let backports = archive.open(Suites::Backports(&suite), cache)?;
-    let (guest_release, guest_kernel) = guest_kernel(&backports, cache)?;
+    let (guest_release, guest_kernel, guest_modules) = guest_kernel(&backports, cache)?;
     let unpacked = Unpacked {
         host_kernel: host_root.join(format!("boot/vmlinuz-{host_release}")),
         host_release,
         host_root,
         guest_release,
         guest_kernel,
+        guest_modules,
         busybox,
         busybox_version,
     };
@@ -134,8 +137,8 @@ fn order(release: &str) -> Vec<u64> {
     release.split(|byte: char| !byte.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// The newest cloud kernel of the current stable's backports: image, or the parts that make it up.
-fn guest_kernel(apt: &Apt, cache: &Path) -> Result<(String, PathBuf)> {
+/// The newest cloud kernel of the current stable's backports with its modules: release, kernel, modules' directory.
+fn guest_kernel(apt: &Apt, cache: &Path) -> Result<(String, PathBuf, PathBuf)> {
     let meta = apt.choose("linux-image-cloud-arm64:arm64")?;
     let image_name = meta
         .depends
@@ -145,26 +148,36 @@ fn guest_kernel(apt: &Apt, cache: &Path) -> Result<(String, PathBuf)> {
         .clone();
     let release = image_name.trim_start_matches("linux-image-").to_owned();
     let image = apt.choose(&format!("{image_name}:arm64"))?;
-    // Newer packagings keep the kernel in a package of its own; then the image package is empty.
-    let binary = image.depends.iter().find(|name| name.starts_with("linux-binary-")).cloned();
-    let package = match binary {
-        Some(name) => apt.choose(&format!("{name}:arm64"))?,
-        None => image,
-    };
-    let root = cache.join("guest-kernel").join(format!("{release}_{}", package.version));
+    // Newer packagings keep kernel and modules in packages of their own; then the image package is empty.
+    let version = image.version.clone();
+    let mut packages = Vec::new();
+    for prefix in ["linux-binary-", "linux-modules-"] {
+        if let Some(name) = image.depends.iter().find(|name| name.starts_with(prefix)) {
+            packages.push(apt.choose(&format!("{name}:arm64"))?);
+        }
+    }
+    if packages.is_empty() {
+        packages.push(image);
+    }
+    let root = cache.join("guest-kernel").join(format!("{release}_{version}_modules"));
     if !root.is_dir() {
         ui::say(&format!("guest kernel: Debian's {release}"));
-        apt.unpack(&[package], &root).with_context(|| format!("cannot set up the guest kernel {release}"))?;
+        apt.unpack(&packages, &root).with_context(|| format!("cannot set up the guest kernel {release}"))?;
     }
-    let places = [
-        root.join(format!("usr/lib/modules/{release}/vmlinuz")),
-        root.join(format!("boot/vmlinuz-{release}")),
-    ];
-    let kernel = places
-        .into_iter()
-        .find(|path| path.is_file())
-        .with_context(|| format!("the guest kernel's package has no vmlinuz ({})", root.display()))?;
-    Ok((release, kernel))
+    let find = |what: &str, places: [String; 2]| {
+        places
+            .into_iter()
+            .map(|place| root.join(place))
+            .find(|path| path.exists())
+            .with_context(|| format!("the guest kernel's packages have no {what} ({})", root.display()))
+    };
+    let kernel =
+        find("vmlinuz", [format!("usr/lib/modules/{release}/vmlinuz"), format!("boot/vmlinuz-{release}")])?;
+    let modules = find(
+        "modules",
+        [format!("usr/lib/modules/{release}/kernel"), format!("lib/modules/{release}/kernel")],
+    )?;
+    Ok((release, kernel, modules))
 }
 
 fn busybox(apt: &Apt, cache: &Path) -> Result<(String, PathBuf)> {
