@@ -119,6 +119,15 @@ pub(crate) struct MachineArgs {
     /// The EL3 firmware's image [default: our monitor]; `none` boots the host kernel without EL3 and RMM
     #[arg(long, value_name = "FILE")]
     pub(crate) firmware: Option<PathBuf>,
+    /// Which RMM-EL3 interface the monitor offers the RMM: `0.x` or `2.0` [default: the RMM's own choice, else 2.0]
+    #[arg(long, value_name = "FAMILY", value_parser = ["0.x", "2.0"])]
+    pub(crate) rmm_el3: Option<String>,
+    /// A property of QEMU's CPU model, e.g. sve=off (may be repeated)
+    #[arg(long = "cpu-option", value_name = "KEY=VALUE", value_parser = option)]
+    pub(crate) cpu_options: Vec<String>,
+    /// A property of QEMU's `virt` machine, e.g. iommu=smmuv3 (may be repeated)
+    #[arg(long = "machine-option", value_name = "KEY=VALUE", value_parser = option)]
+    pub(crate) machine_options: Vec<String>,
     /// QEMU's accelerator, e.g. tcg,thread=multi [default: one thread, with a clock that counts instructions]
     #[arg(long, value_name = "ACCEL")]
     pub(crate) accel: Option<String>,
@@ -139,7 +148,14 @@ pub(crate) struct LabArgs {
     /// Run COMMAND with the host's shell instead, print its output on stdout, exit with its status
     #[arg(long, value_name = "COMMAND")]
     pub(crate) exec: Option<String>,
-    /// Stop a command given with --exec after so many seconds
+    /// Boot a bare-metal program (arm64 Image or raw binary) at NS-EL2 in the host kernel's place; what it prints on
+    /// UART0 comes on stdout, and the status is 0 when it ends with PSCI SYSTEM_OFF
+    #[arg(long, value_name = "FILE[@ADDRESS]", conflicts_with_all = ["exec", "no_module", "files", "kernel", "initrd"])]
+    pub(crate) payload: Option<String>,
+    /// Let the payload use semihosting: exit with a status, and read and write this machine's files
+    #[arg(long, requires = "payload")]
+    pub(crate) semihosting: bool,
+    /// Stop what --exec or --payload started after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(crate) timeout: u64,
     /// Do not load the kernel module
@@ -217,4 +233,37 @@ pub(crate) struct CleanArgs {
     /// Also remove packages, libraries and images: the next command sets everything up again
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+/// `KEY=VALUE` as QEMU takes it between two commas.
+fn option(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.is_empty() && !text.contains(',') => Ok(text.to_owned()),
+        _ => Err("one KEY=VALUE, without a comma, is expected".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(words: &[&str]) -> String {
+        Cli::try_parse_from(words).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_payload_excludes_what_needs_a_kernel() {
+        assert!(refused(&["realm", "lab", "--payload", "a", "--exec", "b"]).contains("cannot be used with"));
+        assert!(refused(&["realm", "lab", "--semihosting"]).contains("--payload"));
+        Cli::try_parse_from(["realm", "lab", "--payload", "a@0x50000000", "--semihosting"]).unwrap();
+    }
+
+    #[test]
+    fn properties_are_single_assignments() {
+        assert!(refused(&["realm", "lab", "--cpu-option", "sve"]).contains("KEY=VALUE"));
+        assert!(refused(&["realm", "lab", "--cpu-option", "sve=off,x-rme=off"]).contains("KEY=VALUE"));
+        assert!(refused(&["realm", "lab", "--rmm-el3", "1.0"]).contains("0.x"));
+        Cli::try_parse_from(["realm", "lab", "--cpu-option", "sve=off", "--machine-option", "iommu=smmuv3"])
+            .unwrap();
+    }
 }

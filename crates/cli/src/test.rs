@@ -12,7 +12,7 @@ use anyhow::{Result, bail, ensure};
 use crate::args::{MachineArgs, RunArgs, TestArgs};
 use crate::build::{self, initramfs};
 use crate::command;
-use crate::lab::protocol::Io;
+use crate::lab::payload::{self, Payload};
 use crate::lab::session::{Job, Outcome};
 use crate::lab::stages::Timeline;
 use crate::lab::{self, machine};
@@ -21,8 +21,6 @@ use crate::ui;
 
 /// The module's counters.
 pub(crate) const COUNTERS: &str = "/sys/kernel/debug/kvm-realm";
-/// Lets the payload, which is ours, end QEMU with a status.
-const SEMIHOSTING: &[&str] = &["-semihosting-config", "enable=on,target=native"];
 /// How long a payload may run.
 const PAYLOAD_LIMIT: Duration = Duration::from_secs(120);
 
@@ -129,33 +127,15 @@ fn unit(_: &Environment) -> Result<()> {
     cargo(&["test", "--quiet"])
 }
 
-/// The payload in the host kernel's place, on our monitor and RMM; gives what it printed.
-pub(crate) fn run_payload(environment: &Environment, cpus: u32, extra: &[&str]) -> Result<String> {
+/// The payload in the host kernel's place, as `realm lab --payload` boots it; gives what it printed.
+pub(crate) fn run_payload(environment: &Environment, machine: &MachineArgs) -> Result<String> {
     let images = build::build(environment, &["monitor", "rmm", "payload"])?;
-    let arguments = MachineArgs { host_kernel: Some(images.payload.clone()), ..MachineArgs::default() };
-    let config = machine::Config {
-        initrd: None,
-        cmdline: String::new(),
-        cpus,
-        memory: 1024,
-        extra: SEMIHOSTING.iter().chain(extra).map(|&argument| argument.to_owned()).collect(),
-        ..lab::config(environment, &images, &arguments, None, None, images.guest_initrd.clone())
-    };
-    let job = Job {
-        argv: None,
-        io: Io::Exec,
-        module: false,
-        events: false,
-        milestones: Vec::new(),
-        timeout: Some(PAYLOAD_LIMIT),
-        patience: patience(),
-        verbose: false,
-        progress: false,
-        capture: true,
-    };
+    let payload = Payload { file: images.payload.clone(), address: None };
+    // It is ours: semihosting only lets it end QEMU with a status.
+    let config = payload::config(environment, &images, machine, &payload, true)?;
+    let job = Job { capture: true, ..payload::job(&config, PAYLOAD_LIMIT, patience()) };
     let (outcome, directory) = lab::execute(&config, &job, &mut Timeline::new())?;
-    let text = std::fs::read(directory.join(machine::log::HOST)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("PAYLOAD: ")).collect();
     let wrong: Vec<&str> = lines.iter().copied().filter(|line| line.contains("FAILED")).collect();
     ensure!(
@@ -177,7 +157,7 @@ pub(crate) fn run_payload(environment: &Environment, cpus: u32, extra: &[&str]) 
 }
 
 fn payload(environment: &Environment, cpus: u32) -> Result<()> {
-    let text = run_payload(environment, cpus, &[])?;
+    let text = run_payload(environment, &MachineArgs { host_cpus: Some(cpus), ..MachineArgs::default() })?;
     ensure!(text.contains(&format!("done, {cpus} CPUs")), "not all CPUs took part:\n{text}");
     Ok(())
 }
@@ -211,7 +191,7 @@ pub(crate) fn on_machine(
     let images = build::for_run(environment)?;
     let parts = lab::host_parts(environment, &images, &None, &None, files);
     let initrd = initramfs::host(environment, &parts)?;
-    let config = lab::config(environment, &images, machine, None, None, initrd);
+    let config = lab::config(environment, &images, machine, None, None, initrd)?;
     let job = Job {
         capture: true,
         ..lab::host_command(&config, script, module, Duration::from_secs(limit), patience())
@@ -255,7 +235,7 @@ fn exec(environment: &Environment, command: &str) -> Result<(u8, String)> {
     let arguments = RunArgs { exec: Some(command.to_owned()), ..RunArgs::default() };
     let parts = lab::host_parts(environment, &images, &None, &None, &[]);
     let initrd = initramfs::host(environment, &parts)?;
-    let config = lab::config(environment, &images, &arguments.machine, None, None, initrd);
+    let config = lab::config(environment, &images, &arguments.machine, None, None, initrd)?;
     let job = Job {
         capture: true,
         progress: false,

@@ -14,6 +14,7 @@ pub mod dtb;
 pub mod enables;
 pub mod gpt;
 pub mod manifest;
+pub mod options;
 pub mod platform;
 pub mod psci;
 mod rmm_el3;

@@ -5,6 +5,7 @@ use monitor::dtb::{Dtb, DtbError};
 use monitor::enables::{IdRegs, pps_bits};
 use monitor::gpt::{Geometry, Gpi, Gpt, Region};
 use monitor::manifest::{self, Bank, CONSOLE_PL011, ConsoleInfo, MAX_BANKS, ManifestPage};
+use monitor::options;
 use monitor::{Config, MAX_CPUS, Monitor, Platform};
 
 use sha2::{Digest, Sha256};
@@ -131,31 +132,41 @@ fn measure_self() -> Measurement {
     Sha256::new().chain_update(text).chain_update(rodata).finalize().into()
 }
 
-/// Loads kernel and initial RAM disk; returns the kernel's entry and the disk's range.
+/// Where the kernel goes.
+fn kernel_address() -> u64 {
+    let Some(item) = transferred("file directory", fwcfg::file(b"opt/kvm-realm/kernel-address")) else {
+        return layout::KERNEL;
+    };
+    let text = transferred("kernel's address", item.start());
+    match options::address(&text) {
+        Some(address)
+            if address % PAGE == 0 && address >= layout::CARVE_OUT.base + layout::CARVE_OUT.size =>
+        {
+            address
+        }
+        _ => fatal(format_args!("fw_cfg opt/kvm-realm/kernel-address is no address for a kernel")),
+    }
+}
+
+/// Loads kernel and initial RAM disk; returns the kernel's entry and the disk's range. What has no arm64 header is a
+/// program that begins with its first byte.
 fn load_kernel(dram_end: u64) -> (u64, Option<Bank>) {
     let kernel = transferred("kernel's size", fwcfg::kernel());
-    if kernel.size < 64 || layout::KERNEL + u64::from(kernel.size) > dram_end {
+    let base = kernel_address();
+    let room = dram_end.saturating_sub(base);
+    if kernel.size == 0 || u64::from(kernel.size) > room {
         fatal(format_args!("no kernel (-kernel), or one of {} bytes that does not fit", kernel.size));
     }
-    transferred("kernel", kernel.load(layout::KERNEL));
-    let header = |offset: u64| {
-        // SAFETY: the header's 64 bytes are mapped, and were just loaded by a device outside of Rust's view.
-        unsafe {
-            core::ptr::with_exposed_provenance::<u64>((layout::KERNEL + offset) as usize).read_volatile()
-        }
-    };
-    if header(56) & 0xFFFF_FFFF != u64::from(ARM64_MAGIC) {
-        fatal(format_args!("the kernel is no arm64 Image"));
-    }
-    let (text_offset, image_size) = (header(8), header(16));
+    let header = transferred("kernel's header", kernel.start());
+    let word = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let (text_offset, image_size) =
+        if word(56) & 0xFFFF_FFFF == u64::from(ARM64_MAGIC) { (word(8), word(16)) } else { (0, 0) };
     let size = image_size.max(u64::from(kernel.size));
-    if text_offset >= 0x20_0000 || size > dram_end - layout::KERNEL {
+    if text_offset >= 0x20_0000 || size > room.saturating_sub(text_offset) {
         fatal(format_args!("the kernel's header asks for {size:#x} bytes at offset {text_offset:#x}"));
     }
-    let start = layout::KERNEL + text_offset;
-    if text_offset != 0 {
-        transferred("kernel", kernel.load(start));
-    }
+    let start = base + text_offset;
+    transferred("kernel", kernel.load(start));
     (start, load_initrd(start + size, dram_end))
 }
 

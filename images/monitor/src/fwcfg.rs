@@ -99,6 +99,15 @@ pub fn file(name: &[u8]) -> Result<Option<Item>, DmaError> {
 }
 
 impl Item {
+    /// The item's first bytes; zeroes behind its end.
+    pub fn start(self) -> Result<[u8; 64], DmaError> {
+        let mut bytes = [0; 64];
+        let size = self.size.min(64);
+        read(Some(self.key), SCRATCH, size)?;
+        scratch(bytes.get_mut(..size as usize).unwrap_or_default());
+        Ok(bytes)
+    }
+
     /// Loads the whole item to DRAM at `address`, where the caller has room for it.
     pub fn load(self, address: u64) -> Result<(), DmaError> {
         read(Some(self.key), address, self.size)

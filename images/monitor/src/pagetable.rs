@@ -94,7 +94,7 @@ const fn level2_low() -> [u64; 512] {
     t
 }
 
-/// The start of DRAM: device tree, RMM image, shared page, kernel header.
+/// The start of DRAM: device tree, RMM image, shared page.
 const fn level2_dram() -> [u64; 512] {
     let mut t = [0; 512];
     let ns = VALID_BLOCK | ACCESSED | NORMAL | INNER_SHAREABLE | NON_SECURE | EXECUTE_NEVER;
@@ -108,7 +108,6 @@ const fn level2_dram() -> [u64; 512] {
         i += 1;
     }
     t[index(layout::SHARED_PAGE, 21)] = (TABLES + 0x3000) | VALID_TABLE_OR_PAGE;
-    t[index(layout::KERNEL, 21)] = layout::KERNEL | ns;
     t
 }
 

@@ -49,7 +49,7 @@ type Table = Vec<(String, f64)>;
 pub(crate) fn run(args: &BenchArgs) -> Result<u8> {
     let environment = setup::ensure(None, false)?;
     ui::say("counting the calls of the RMM (payload on monitor and RMM) ...");
-    let text = test::run_payload(&environment, 1, COUNTING)?;
+    let text = test::run_payload(&environment, &counting())?;
     let mut table = payload_counts(&text);
     ensure!(!table.is_empty(), "the payload printed no `bench` lines:\n{text}");
     ui::say("counting what a Realm's memory costs (two Realms on the host kernel) ...");
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<u8> {
 
 /// Fails if a call costs more than promised, or was not measured.
 pub(crate) fn check(environment: &Environment) -> Result<()> {
-    let table = payload_counts(&test::run_payload(environment, 1, COUNTING)?);
+    let table = payload_counts(&test::run_payload(environment, &counting())?);
     for (name, limit) in LIMITS {
         let (_, cost) = table
             .iter()
@@ -81,6 +81,12 @@ pub(crate) fn check(environment: &Environment) -> Result<()> {
         ensure!(cost <= limit, "{name} costs {cost} instructions, more than {limit}");
     }
     Ok(())
+}
+
+/// One CPU whose clock counts instructions.
+fn counting() -> MachineArgs {
+    let qemu_args = COUNTING.iter().map(|&argument| argument.to_owned()).collect();
+    MachineArgs { host_cpus: Some(1), qemu_args, ..MachineArgs::default() }
 }
 
 /// The lines `PAYLOAD: bench <name> <count>`.
@@ -115,12 +121,7 @@ fn memory(environment: &Environment) -> Result<Table> {
          done\n",
         counters = test::COUNTERS,
     );
-    let machine = MachineArgs {
-        host_cpus: Some(1),
-        qemu_args: COUNTING.iter().map(|&argument| argument.to_owned()).collect(),
-        ..MachineArgs::default()
-    };
-    let (outcome, text) = test::on_machine(environment, &machine, &[file], true, &script, LIMIT)?;
+    let (outcome, text) = test::on_machine(environment, &counting(), &[file], true, &script, LIMIT)?;
     ensure!(outcome.status == 0, "the script on the host ended with {}:\n{text}", outcome.status);
     evaluate(&text)
 }

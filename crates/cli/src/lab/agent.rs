@@ -128,6 +128,7 @@ fn start(
             own_session(&mut command);
             command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal)
         }
+        Io::Uart => bail!("a payload's job came to an agent"),
     };
     let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     drop(command);

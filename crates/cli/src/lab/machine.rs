@@ -45,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) qemu: PathBuf,
     /// Monitor and RMM; without them the kernel starts at EL2 on a machine without Realms.
     pub(crate) firmware: Option<(PathBuf, PathBuf)>,
+    /// Whether that is our monitor, whose words we know.
+    pub(crate) own_firmware: bool,
     /// The host kernel, or a payload in its place.
     pub(crate) kernel: PathBuf,
     /// The host's initramfs.
@@ -55,6 +57,16 @@ pub(crate) struct Config {
     pub(crate) cpus: u32,
     /// MiB.
     pub(crate) memory: u64,
+    /// More properties of the machine, `key=value`.
+    pub(crate) machine_options: Vec<String>,
+    /// More properties of the CPUs.
+    pub(crate) cpu_options: Vec<String>,
+    /// Which RMM-EL3 interface the monitor is to offer.
+    pub(crate) rmm_el3: Option<String>,
+    /// Whether the machine's programs may use semihosting: it opens the developer's files to them.
+    pub(crate) semihosting: bool,
+    /// Whether the machine starts again after a reset, instead of ending.
+    pub(crate) reboot: bool,
     /// QEMU's accelerator, if not the default way to run.
     pub(crate) accel: Option<String>,
     /// More arguments.
@@ -87,18 +99,22 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
         "virt,virtualization=on,gic-version=3"
     };
     let cpu = if config.firmware.is_some() { CPU } else { "max" };
-    command.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-M",
-        machine,
-        "-cpu",
-        cpu,
-    ]);
+    // Memory counts when it is touched: a machine may have more than this one.
+    let backend = format!("memory-backend-ram,id=memory,size={}M,reserve=off", config.memory);
+    let with = |base: &str, options: &[String]| {
+        options.iter().fold(base.to_owned(), |all, option| format!("{all},{option}"))
+    };
+    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-object", &backend]);
+    command.args(["-M", &format!("{},memory-backend=memory", with(machine, &config.machine_options))]);
+    command.args(["-cpu", &with(cpu, &config.cpu_options)]);
     command.args(["-smp", &config.cpus.to_string(), "-m", &format!("{}M", config.memory)]);
+    if !config.reboot {
+        command.arg("-no-reboot");
+    }
+    if config.semihosting {
+        command.args(["-semihosting-config", "enable=on,target=native"]);
+    }
     match &config.accel {
         Some(accel) => {
             command.args(["-accel", accel]);
@@ -108,13 +124,15 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
             command.args(COUNTING);
         }
     }
-    // No semihosting: it would open the developer's files to every guest.
     command.args(["-monitor", "none"]);
     command.arg("-serial").arg(option("file:", &directory.join(log::HOST), ""));
     command.arg("-serial").arg(option("file:", &directory.join(log::EL3), ""));
     if let Some((monitor, rmm)) = &config.firmware {
         command.arg("-bios").arg(monitor);
         command.arg("-fw_cfg").arg(option("name=opt/kvm-realm/rmm,file=", rmm, ""));
+        if let Some(family) = &config.rmm_el3 {
+            command.args(["-fw_cfg", &format!("name=opt/kvm-realm/rmm-el3,string={family}")]);
+        }
     }
     command.arg("-kernel").arg(&config.kernel);
     if let Some(initrd) = &config.initrd {
@@ -244,17 +262,18 @@ impl Follow {
         Self { path, file: None, offset: 0, lines: Lines::default() }
     }
 
-    /// The lines that were completed since the last call.
-    pub(crate) fn poll(&mut self) -> Vec<String> {
+    /// What was written since the last call, and the lines that this completed.
+    pub(crate) fn poll(&mut self) -> (Vec<u8>, Vec<String>) {
+        let mut bytes = Vec::new();
         if self.file.is_none() {
             self.file = File::open(&self.path).ok();
         }
-        let Some(file) = &mut self.file else { return Vec::new() };
-        let mut bytes = Vec::new();
+        let Some(file) = &mut self.file else { return (bytes, Vec::new()) };
         if file.seek(SeekFrom::Start(self.offset)).is_err() || file.read_to_end(&mut bytes).is_err() {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         }
         self.offset += u64::try_from(bytes.len()).unwrap_or(0);
-        self.lines.push(&bytes)
+        let lines = self.lines.push(&bytes);
+        (bytes, lines)
     }
 }

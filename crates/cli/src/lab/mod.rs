@@ -2,7 +2,9 @@
 
 pub(crate) mod agent;
 pub(crate) mod cpio;
+pub(crate) mod images;
 pub(crate) mod machine;
+pub(crate) mod payload;
 pub(crate) mod protocol;
 pub(crate) mod report;
 pub(crate) mod session;
@@ -46,7 +48,7 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
     let initrd = initramfs::host(&environment, &parts)?;
     timeline.mark("build");
 
-    let config = config(&environment, &images, &args.machine, args.cpus, args.memory, initrd);
+    let config = config(&environment, &images, &args.machine, args.cpus, args.memory, initrd)?;
     let job = realm_job(&config, args)?;
     if args.exec.is_none() && std::io::stdin().is_terminal() {
         ui::say("starting a Realm; Ctrl-A X or the guest's `poweroff` ends it");
@@ -70,6 +72,9 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
 
 /// `realm lab`.
 pub(crate) fn shell(args: &LabArgs) -> Result<u8> {
+    if let Some(payload) = &args.payload {
+        return payload::run(args, payload);
+    }
     let mut timeline = Timeline::new();
     let environment = setup::ensure(args.machine.qemu.as_deref(), false)?;
     timeline.mark("set-up");
@@ -88,7 +93,7 @@ pub(crate) fn shell(args: &LabArgs) -> Result<u8> {
     let initrd = initramfs::host(&environment, &parts)?;
     timeline.mark("build");
 
-    let config = config(&environment, &images, &args.machine, None, None, initrd);
+    let config = config(&environment, &images, &args.machine, None, None, initrd)?;
     let job = match &args.exec {
         Some(command) => Job {
             verbose: args.verbose,
@@ -219,33 +224,38 @@ pub(crate) fn config(
     guest_cpus: Option<u32>,
     guest_memory: Option<u64>,
     initrd: PathBuf,
-) -> Config {
+) -> Result<Config> {
     let mut cmdline = HOST_CMDLINE.to_owned();
     if let Some(more) = &args.host_cmdline {
         cmdline.push(' ');
         cmdline.push_str(more);
     }
     let or = |given: &Option<PathBuf>, default: &Path| given.clone().unwrap_or_else(|| default.to_owned());
-    Config {
+    let firmware = or(&args.firmware, &images.monitor);
+    images::check(args)?;
+    Ok(Config {
         qemu: environment.qemu.clone(),
-        firmware: (!without_firmware(args))
-            .then(|| (or(&args.firmware, &images.monitor), or(&args.rmm, &images.rmm))),
+        firmware: (!without_firmware(args)).then(|| (firmware, or(&args.rmm, &images.rmm))),
         kernel: or(&args.host_kernel, &environment.unpacked.host_kernel),
         initrd: Some(initrd),
         cmdline,
         cpus: args.host_cpus.unwrap_or_else(|| guest_cpus.unwrap_or(1).clamp(1, 8)),
         memory: args.host_memory.unwrap_or(guest_memory.unwrap_or(GUEST_MEMORY) + HOST_MEMORY),
+        own_firmware: args.firmware.is_none(),
+        machine_options: args.machine_options.clone(),
+        cpu_options: args.cpu_options.clone(),
+        rmm_el3: args.rmm_el3.clone(),
+        semihosting: false,
+        reboot: false,
         accel: args.accel.clone(),
         extra: args.qemu_args.clone(),
-    }
+    })
 }
 
 /// The stages to wait for.
 pub(crate) fn milestones(config: &Config, module: bool, realm: bool) -> Vec<Milestone> {
     let mut list = Vec::new();
-    if config.firmware.is_some() {
-        list.extend_from_slice(stages::FIRMWARE);
-    }
+    list.extend(firmware_milestones(config));
     list.extend_from_slice(stages::HOST);
     if module {
         list.extend_from_slice(stages::MODULE);
@@ -255,6 +265,11 @@ pub(crate) fn milestones(config: &Config, module: bool, realm: bool) -> Vec<Mile
         list.extend(stages::REALM.iter().filter(|milestone| milestone.name != "guest-first-output"));
     }
     list
+}
+
+/// The stages that our monitor reports; another firmware has its own words for them, if any.
+fn firmware_milestones(config: &Config) -> Vec<Milestone> {
+    if config.firmware.is_some() && config.own_firmware { stages::FIRMWARE.to_vec() } else { Vec::new() }
 }
 
 /// The factor for time limits.

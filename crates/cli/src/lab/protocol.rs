@@ -46,6 +46,8 @@ pub(crate) enum Io {
     Console,
     /// Everything is the terminal /dev/hvc0.
     Terminal,
+    /// No agent is there: standard output is what comes on UART0.
+    Uart,
 }
 
 /// From the agent to the developer's machine.

@@ -114,7 +114,7 @@ impl Session<'_> {
         let escape_kind =
             if self.job.io == Io::Terminal { EscapeKind::CtrlBracket } else { EscapeKind::CtrlA };
         let mut escape = Escape::new(escape_kind);
-        let interactive = self.job.io != Io::Exec && self.job.argv.is_some();
+        let interactive = matches!(self.job.io, Io::Console | Io::Terminal);
         let mut stdin_open = interactive;
         loop {
             let ready = self.poll(stdin_open && self.raw_or_piped());
@@ -126,12 +126,7 @@ impl Session<'_> {
             self.read_console()?;
             self.read_terminal()?;
             self.read_control()?;
-            for line in el3.poll() {
-                self.console_line(log::EL3, "el3", &line);
-            }
-            for line in host.poll() {
-                self.console_line(log::HOST, "host", &line);
-            }
+            self.consoles(&mut el3, &mut host)?;
             if self.quit {
                 self.outcome.status = 0;
                 // The shell that started us wants to begin at the left.
@@ -156,11 +151,7 @@ impl Session<'_> {
             }
             if let Some(status) = self.machine.ended() {
                 // What QEMU wrote last is still to be read.
-                let last: Vec<(&str, &str, Vec<String>)> =
-                    vec![(log::EL3, "el3", el3.poll()), (log::HOST, "host", host.poll())];
-                for (file, who, lines) in last {
-                    lines.iter().for_each(|line| self.console_line(file, who, line));
-                }
+                self.consoles(&mut el3, &mut host)?;
                 self.read_stdout()?;
                 self.read_console()?;
                 self.read_terminal()?;
@@ -226,6 +217,7 @@ impl Session<'_> {
                 failure.log = milestone.log;
                 anyhow!(failure)
             }
+            None if self.job.argv.is_none() => self.fail("payload", "it did not end in time"),
             None => self.fail("host", "the program did not end in time"),
         })
     }
@@ -255,8 +247,16 @@ impl Session<'_> {
         }
     }
 
+    fn consoles(&mut self, el3: &mut Follow, host: &mut Follow) -> Result<()> {
+        let (_, lines) = el3.poll();
+        lines.iter().for_each(|line| self.console_line(log::EL3, "el3", line));
+        let (bytes, lines) = host.poll();
+        lines.iter().for_each(|line| self.console_line(log::HOST, "host", line));
+        if self.job.io == Io::Uart { self.show(&bytes) } else { Ok(()) }
+    }
+
     fn console_line(&mut self, file: &str, who: &str, line: &str) {
-        if self.job.verbose {
+        if self.job.verbose && !(file == log::HOST && self.job.io == Io::Uart) {
             ui::line(who, line);
         }
         if file == log::EL3 {
