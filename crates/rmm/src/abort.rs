@@ -5,8 +5,9 @@ use cca_abi::rmi::{ExitReason, Ripas};
 use crate::Rmm;
 use crate::config::field;
 use crate::context::{RecContext, word};
-use crate::entry::{Entry, PAGE_LEVEL};
+use crate::entry::Entry;
 use crate::inject;
+use crate::level::Level;
 use crate::platform::Platform;
 use crate::rec::LastAbort;
 use crate::run::{Flow, Run};
@@ -36,6 +37,9 @@ const PSTATE_AARCH32: u64 = 1 << 4;
 /// HPFAR_EL2.FIPA.
 const FIPA: u64 = 0x0000_0FFF_FFFF_FFF0;
 
+const TRANSLATION_FAULT_0: u64 = 0x04;
+const TRANSLATION_FAULT_MINUS_1: u64 = 0x2B;
+
 /// Whether the fault is a synchronous external abort, also on a table walk.
 fn is_external(esr: u64) -> bool {
     matches!(esr & FSC, 0x10 | 0x13..=0x17)
@@ -43,7 +47,7 @@ fn is_external(esr: u64) -> bool {
 
 /// Whether the fault is a stage 2 translation fault.
 fn is_translation_fault(esr: u64) -> bool {
-    matches!(esr & FSC, 0x04..=0x07)
+    matches!(esr & FSC, TRANSLATION_FAULT_0..=0x07 | TRANSLATION_FAULT_MINUS_1)
 }
 
 impl<P: Platform> Rmm<'_, P> {
@@ -65,7 +69,7 @@ impl<P: Platform> Rmm<'_, P> {
             return Flow::Resume;
         }
         if run.stage2.is_protected(ipa) {
-            let walk = self.walk(&run.stage2, None, ipa, PAGE_LEVEL);
+            let walk = self.walk(&run.stage2, None, ipa, Level::PAGE);
             match walk.entry {
                 Entry::Unassigned(Ripas::Empty) | Entry::Assigned(_, Ripas::Empty) => {
                     drop(walk);
@@ -134,10 +138,17 @@ pub(crate) fn complete_emulation(ctx: &RecContext<'_>, esr: u64, value: u64) {
     ctx.advance_pc();
 }
 
+/// The fault status code of a translation fault at `level`.
+fn translation_fault(level: Level) -> u64 {
+    match level {
+        Level::Minus1 => TRANSLATION_FAULT_MINUS_1,
+        _ => TRANSLATION_FAULT_0 | level.register(),
+    }
+}
+
 /// Reports, on behalf of an RSI command, that a protected page has to be supplied by the host.
-pub(crate) fn report_absent(run: &mut Run<'_>, ipa: u64, level: u32) -> Flow {
-    const TRANSLATION_FAULT: u64 = 0x04;
-    run.exit.esr = EC_DATA_ABORT << 26 | TRANSLATION_FAULT | u64::from(level);
+pub(crate) fn report_absent(run: &mut Run<'_>, ipa: u64, level: Level) -> Flow {
+    run.exit.esr = EC_DATA_ABORT << 26 | translation_fault(level);
     run.exit.hpfar = ipa >> 8 & FIPA;
     run.leave(ExitReason::Sync)
 }

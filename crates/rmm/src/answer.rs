@@ -33,8 +33,3 @@ impl From<Status> for Failure {
 
 /// What every RMI handler returns.
 pub(crate) type Answer = Result<Outputs, Failure>;
-
-/// `RMI_ERROR_RTT` with a level of 0 to 3.
-pub(crate) fn rtt_error(level: u32) -> Status {
-    Status::ErrorRtt(u8::try_from(level).unwrap_or(u8::MAX))
-}

@@ -2,29 +2,43 @@
 
 use cca_abi::rmi::{HashAlgorithm, RealmParams, realm_flags};
 
-use crate::entry::span_shift;
-use crate::platform::Facts;
+use crate::aux;
+use crate::entry::Format;
+use crate::level::Level;
+use crate::platform::{Facts, GRANULE_SIZE};
 
-/// Most bits of an IPA or PA without LPA2, which this RMM does not offer.
+/// Most bits of an IPA or PA without LPA2.
 const MAX_ADDRESS_BITS: u64 = 48;
+/// Most bits with it.
+const MAX_LPA2_BITS: u64 = 52;
 /// Least bits of a Realm's IPA space.
 const MIN_IPA_BITS: u64 = 32;
 /// A Realm has at most 2^10 − 1 RECs.
 pub(crate) const MAX_RECS_ORDER: u64 = 10;
+/// … exactly.
+pub(crate) const MAX_RECS: u64 = (1 << MAX_RECS_ORDER) - 1;
 
 /// VTCR_EL2: RES1, NSA, inner shareable, write-back walks.
 const VTCR_BASE: u64 = 0xC000_3500;
 const VTCR_VS: u64 = 1 << 19;
+/// VTCR_EL2.DS: 52-bit descriptors (LPA2).
+const VTCR_DS: u64 = 1 << 32;
+/// VTCR_EL2.SL2: the start level is −1.
+const VTCR_SL2: u64 = 1 << 33;
+/// VTCR_EL2.PS of 48 bits.
+const PS_48_BITS: u64 = 5;
 
 /// Extracts `width` bits at `shift`.
 pub(crate) const fn field(value: u64, shift: u32, width: u32) -> u64 {
-    value >> shift & ((1 << width) - 1)
+    value.wrapping_shr(shift) & !u64::MAX.wrapping_shl(width)
 }
 
 /// The offer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Config {
     pub(crate) pa_bits: u64,
+    /// Whether stage 2 can have 52-bit addresses.
+    pub(crate) lpa2: bool,
     pub(crate) vmid16: bool,
     pub(crate) num_bps: u64,
     pub(crate) num_wps: u64,
@@ -34,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) lr_priority_res0: u64,
     /// Width of an INTID in bits (16 or 24).
     pub(crate) intid_bits: u32,
+    /// VTCR_EL2.PS with LPA2.
+    ps: u64,
     vtcr_base: u64,
 }
 
@@ -57,6 +73,11 @@ impl Config {
         if !fwb || !vhe {
             return None;
         }
+        // Stage 2's own field, or stage 1's where it says "the same".
+        let lpa2 = match field(id.id_aa64mmfr0, 40, 4) {
+            0 => field(id.id_aa64mmfr0, 28, 4) == 1,
+            stage2 => stage2 == 3,
+        };
         let vmid16 = field(id.id_aa64mmfr1, 4, 4) == 2;
         let count = |low: u64, high: u64| match (low, high) {
             (15, 0) => 15,
@@ -68,10 +89,9 @@ impl Config {
         let num_lrs = usize::try_from(field(facts.ich_vtr, 0, 5)).ok()? + 1;
         let priority_bits = u32::try_from(field(facts.ich_vtr, 29, 3)).ok()? + 1;
         let intid_bits = if field(facts.ich_vtr, 23, 3) == 0 { 16 } else { 24 };
-        // VTCR_EL2.PS without LPA2: 48 bits at most.
-        let ps = field(id.id_aa64mmfr0, 0, 4).min(5);
         Some(Self {
             pa_bits,
+            lpa2,
             vmid16,
             // The RMM's context holds 16 of each.
             num_bps: num_bps.min(15),
@@ -79,24 +99,30 @@ impl Config {
             num_lrs: num_lrs.min(16),
             lr_priority_res0: 0xFF & !(0xFF00u64 >> priority_bits),
             intid_bits,
-            vtcr_base: VTCR_BASE | ps << 16 | if vmid16 { VTCR_VS } else { 0 },
+            ps: field(id.id_aa64mmfr0, 0, 4),
+            vtcr_base: VTCR_BASE | if vmid16 { VTCR_VS } else { 0 },
         })
     }
 
     /// Widest IPA space.
     pub(crate) fn s2sz(&self) -> u64 {
-        self.pa_bits.min(MAX_ADDRESS_BITS)
+        self.widest(self.lpa2)
+    }
+
+    fn widest(&self, lpa2: bool) -> u64 {
+        self.pa_bits.min(if lpa2 { MAX_LPA2_BITS } else { MAX_ADDRESS_BITS })
     }
 
     /// Feature register 0.
     pub(crate) fn features0(&self) -> u64 {
-        // LPA2, SVE and PMU are not offered: their bits stay zero.
+        // SVE and PMU are not offered: their bits stay zero.
         self.s2sz()
+            | u64::from(self.lpa2) << 8
             | self.num_bps << 14
             | self.num_wps << 20
             | 1 << 32
             | 1 << 33
-            | (self.num_lrs as u64 - 1) << 34
+            | (self.num_lrs as u64).wrapping_sub(1) << 34
             | MAX_RECS_ORDER << 38
     }
 
@@ -104,11 +130,13 @@ impl Config {
     /// rtt_num_level, rtt_align and the range part of vmid_valid).
     pub(crate) fn check_realm(&self, params: &RealmParams) -> Option<RealmShape> {
         let ipa_width = u64::from(params.s2sz);
-        let unsupported = realm_flags::LPA2 | realm_flags::SVE | realm_flags::PMU;
+        let unsupported = realm_flags::SVE | realm_flags::PMU;
+        let lpa2 = params.flags & realm_flags::LPA2 != 0;
         let num_bps = u64::from(params.num_bps);
         let num_wps = u64::from(params.num_wps);
         if params.flags & unsupported != 0
-            || !(MIN_IPA_BITS..=self.s2sz()).contains(&ipa_width)
+            || (lpa2 && !self.lpa2)
+            || !(MIN_IPA_BITS..=self.widest(lpa2)).contains(&ipa_width)
             || num_bps == 0
             || num_bps > self.num_bps
             || num_wps == 0
@@ -118,20 +146,40 @@ impl Config {
             return None;
         }
         let hash = HashAlgorithm::try_from(params.hash_algo).ok()?;
-        let start_level = u32::try_from(params.rtt_level_start).ok().filter(|&level| level <= 3)?;
-        let tables = start_tables(ipa_width, start_level, self.pa_bits)?;
-        if u64::from(params.rtt_num_start) != tables || params.rtt_base % (tables * 4096) != 0 {
+        let start_level = u64::try_from(params.rtt_level_start).map_or_else(
+            |_| (params.rtt_level_start == -1 && lpa2).then_some(Level::Minus1),
+            Level::from_number,
+        )?;
+        let tables = start_tables(ipa_width, start_level, self.pa_bits, lpa2)?;
+        let size = tables.wrapping_mul(GRANULE_SIZE);
+        if u64::from(params.rtt_num_start) != tables || params.rtt_base & size.wrapping_sub(1) != 0 {
             return None;
         }
-        // SL0 for the start levels 0 to 3.
-        let sl0 = match start_level {
-            0 => 2,
-            1 => 1,
-            2 => 0,
-            _ => 3,
+        let format = if lpa2 { Format::Bits52 } else { Format::Bits48 };
+        let rtt_end = params.rtt_base.checked_add(size)?;
+        if !format.fits(rtt_end.wrapping_sub(GRANULE_SIZE)) {
+            return None;
+        }
+        let start = match start_level {
+            Level::Minus1 => VTCR_SL2,
+            Level::L0 => 2 << 6,
+            Level::L1 => 1 << 6,
+            Level::L2 => 0 << 6,
+            Level::L3 => 3 << 6,
         };
-        let vtcr = self.vtcr_base | (64 - ipa_width) | sl0 << 6;
-        Some(RealmShape { ipa_width, start_level, tables, hash, vtcr })
+        let size = if lpa2 { self.ps << 16 | VTCR_DS } else { self.ps.min(PS_48_BITS) << 16 };
+        let vtcr = self.vtcr_base | size | start | 64u64.wrapping_sub(ipa_width);
+        Some(RealmShape {
+            ipa_width,
+            start_level,
+            rtt_base: params.rtt_base,
+            rtt_end,
+            tables,
+            format,
+            hash,
+            vtcr,
+            aux_count: aux::count(),
+        })
     }
 }
 
@@ -139,26 +187,37 @@ impl Config {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RealmShape {
     pub(crate) ipa_width: u64,
-    pub(crate) start_level: u32,
+    pub(crate) start_level: Level,
+    pub(crate) rtt_base: u64,
+    pub(crate) rtt_end: u64,
     pub(crate) tables: u64,
+    pub(crate) format: Format,
     pub(crate) hash: HashAlgorithm,
     pub(crate) vtcr: u64,
+    pub(crate) aux_count: u64,
 }
 
 /// How many concatenated start tables an IPA space of `width` bits needs at `level`; `None` if the architecture
 /// does not allow the pair.
-fn start_tables(width: u64, level: u32, pa_bits: u64) -> Option<u64> {
-    if level == 0 && pa_bits < 44 {
+fn start_tables(width: u64, level: Level, pa_bits: u64, lpa2: bool) -> Option<u64> {
+    if level == Level::L0 && pa_bits < 44 {
         return None;
     }
-    let shift = u64::from(span_shift(level));
-    let least = shift + 1;
-    // Up to 16 tables may be concatenated, but not at level 0 (without LPA2).
-    let most = shift + 9 + if level > 0 { 4 } else { 0 };
-    if !(least..=most).contains(&width) {
+    // One table, and the most that may be concatenated in bits: none at level −1, at level 0 with LPA2 only.
+    let (one, more) = match level {
+        Level::Minus1 => (MAX_LPA2_BITS, 0),
+        Level::L0 if !lpa2 => (MAX_ADDRESS_BITS, 0),
+        Level::L0 => (MAX_ADDRESS_BITS, 4),
+        Level::L1 => (39, 4),
+        Level::L2 => (30, 4),
+        Level::L3 => (21, 4),
+    };
+    // An address space that fits in one entry begins a level further down.
+    let least = u64::from(level.span_shift());
+    if width <= least || width > one.wrapping_add(more) {
         return None;
     }
-    Some(1 << width.saturating_sub(shift + 9))
+    Some(1u64.wrapping_shl(u32::try_from(width.saturating_sub(one)).ok()?))
 }
 
 #[cfg(test)]
@@ -167,24 +226,48 @@ mod tests {
 
     #[test]
     fn start_tables_are_those_of_the_specification() {
-        for (width, level, expected) in [
-            (32, 2, Some(4)),
-            (34, 2, Some(16)),
-            (35, 2, None),
-            (32, 1, Some(1)),
-            (39, 1, Some(1)),
-            (40, 1, Some(2)),
-            (42, 1, Some(8)),
-            (43, 1, Some(16)),
-            (44, 1, None),
-            (40, 0, Some(1)),
-            (39, 0, None),
-            (48, 0, Some(1)),
-            (32, 3, None),
-        ] {
-            assert_eq!(start_tables(width, level, 52), expected, "{width} bits from level {level}");
+        use Level::{L0, L1, L2, L3, Minus1};
+        // The whole table: every width that is accepted at a level, with its number of tables.
+        let accepted = |level: Level, lpa2: bool| {
+            (0..=64).filter_map(move |width| Some((width, start_tables(width, level, 52, lpa2)?)))
+        };
+        let expected = |from: u64, one: u64, to: u64| {
+            (from..=to).map(move |width| (width, 1u64 << width.saturating_sub(one)))
+        };
+        assert!(accepted(Minus1, true).eq(expected(49, 52, 52)));
+        assert!(accepted(L0, true).eq(expected(40, 48, 52)));
+        for lpa2 in [false, true] {
+            assert!(accepted(L1, lpa2).eq(expected(31, 39, 43)));
+            assert!(accepted(L2, lpa2).eq(expected(22, 30, 34)));
+            assert!(accepted(L3, lpa2).eq(expected(13, 21, 25)));
         }
-        assert_eq!(start_tables(40, 0, 42), None);
+        assert!(accepted(L0, false).eq(expected(40, 48, 48)));
+        assert_eq!(start_tables(40, L0, 42, true), None, "level 0 needs 44 bits of physical address");
+    }
+
+    #[test]
+    fn lpa2_is_what_stage_2_says_or_stage_1_where_it_is_silent() {
+        for (tgran4, tgran4_2, expected) in [
+            (1u64, 3u64, true),
+            (0, 3, true),
+            (1, 2, false),
+            (1, 1, false),
+            (1, 0, true),
+            (0, 0, false),
+            (15, 0, false),
+        ] {
+            let mut facts = crate::test_platform::facts();
+            facts.id.id_aa64mmfr0 = 6 | tgran4 << 28 | tgran4_2 << 40;
+            let config = Config::new(&facts).unwrap();
+            assert_eq!(config.lpa2, expected, "{tgran4} {tgran4_2}");
+            assert_eq!(config.s2sz(), if expected { 52 } else { 48 });
+        }
+    }
+
+    #[test]
+    fn fields_are_cut_out() {
+        assert_eq!(field(0xABCD, 4, 8), 0xBC);
+        assert_eq!(field(u64::MAX, 60, 4), 0xF);
     }
 
     #[test]

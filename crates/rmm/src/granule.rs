@@ -12,11 +12,12 @@
 //!
 //! Every DELEGATED granule is filled with zeroes: whoever makes a granule DELEGATED wipes it first.
 
-use core::hint::spin_loop;
-use core::sync::atomic::AtomicU16;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use crate::lock::Rank;
+use crate::lock::held::Held;
 use crate::platform::GRANULE_SIZE;
+use crate::sync::{AtomicU16, spin_loop};
 
 const LOCK: u16 = 1 << 15;
 const STATE_SHIFT: u32 = 12;
@@ -131,7 +132,8 @@ impl<'m> GranuleTable<'m> {
             let offset = pa.wrapping_sub(bank.base);
             if offset < bank.size {
                 let index = usize::try_from(offset / GRANULE_SIZE).ok()?;
-                return self.metadata.get(bank.first + index);
+                // Checked when the table was made.
+                return self.metadata.get(bank.first.wrapping_add(index));
             }
         }
         None
@@ -149,9 +151,10 @@ impl<'m> GranuleTable<'m> {
         [Undelegated, Delegated, Rd, Rec, RecAux, Data, Rtt].into_iter().find(|state| state.bits() == bits)
     }
 
-    /// Locks the granule at `pa` if it is aligned, delegable and in `state`.
-    pub(crate) fn lock(&self, pa: u64, state: State) -> Option<Locked<'_>> {
+    /// Locks the granule at `pa` if it is aligned, delegable and in `state`. See [`crate::lock`].
+    pub(crate) fn lock(&self, pa: u64, state: State, rank: Rank) -> Option<Locked<'_>> {
         let meta = self.find(pa)?;
+        let held = Held::acquire(rank);
         let mut current = meta.load(Relaxed);
         loop {
             if current & LOCK != 0 {
@@ -164,7 +167,7 @@ impl<'m> GranuleTable<'m> {
                 Err(now) => current = now,
             }
         }
-        let locked = Locked { pa, meta };
+        let locked = Locked { pa, meta, _held: held };
         // A wrong state drops, and so unlocks, at once: a granule is held only by those who found what they wanted.
         (locked.state_bits() == state.bits()).then_some(locked)
     }
@@ -181,6 +184,7 @@ impl<'m> GranuleTable<'m> {
 pub(crate) struct Locked<'t> {
     pa: u64,
     meta: &'t AtomicU16,
+    _held: Held,
 }
 
 impl Locked<'_> {
@@ -231,6 +235,10 @@ mod tests {
         (0..n).map(|_| AtomicU16::new(0)).collect()
     }
 
+    fn lock<'t>(table: &'t GranuleTable<'_>, pa: u64, state: State) -> Option<Locked<'t>> {
+        table.lock(pa, state, Rank::Named(pa))
+    }
+
     #[test]
     fn banks_are_checked() {
         let meta = metadata(4);
@@ -251,24 +259,24 @@ mod tests {
             &meta,
         )
         .unwrap();
-        assert!(table.lock(0x1000, State::Undelegated).is_some());
-        assert!(table.lock(0x8000, State::Undelegated).is_some());
-        assert!(table.lock(0x1008, State::Undelegated).is_none());
-        assert!(table.lock(0x2000, State::Undelegated).is_none());
-        assert!(table.lock(0, State::Undelegated).is_none());
-        assert!(table.lock(0x1000, State::Delegated).is_none());
+        assert!(lock(&table, 0x1000, State::Undelegated).is_some());
+        assert!(lock(&table, 0x8000, State::Undelegated).is_some());
+        assert!(lock(&table, 0x1008, State::Undelegated).is_none());
+        assert!(lock(&table, 0x2000, State::Undelegated).is_none());
+        assert!(lock(&table, 0, State::Undelegated).is_none());
+        assert!(lock(&table, 0x1000, State::Delegated).is_none());
     }
 
     #[test]
     fn a_lock_keeps_state_and_count() {
         let meta = metadata(1);
         let table = GranuleTable::new(&[DramBank { base: 0, size: 0x1000 }], &meta).unwrap();
-        let locked = table.lock(0, State::Undelegated).unwrap();
+        let locked = lock(&table, 0, State::Undelegated).unwrap();
         locked.set_state(State::Rd);
         locked.get(3);
         drop(locked);
         table.put(0);
-        assert_eq!(table.lock(0, State::Rd).unwrap().count(), 2);
+        assert_eq!(lock(&table, 0, State::Rd).unwrap().count(), 2);
         assert!(!table.is_undelegated(0));
     }
 }

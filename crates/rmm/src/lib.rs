@@ -5,14 +5,15 @@
 //! |---|---|
 //! | what does a command do | `delegation`, `realm`, `rec`, `data`, `rtt`, `ripas`, `unprotected`, `psci`, `rsi` |
 //! | how does a REC run | `run`, `abort`, `sysreg`, `inject`, `timer`, `gic`, `reset`, [`context`] |
-//! | who owns which memory | `granule`, `lock` |
-//! | what do stage 2 tables look like | `entry`, `walk` |
+//! | who owns which memory | `granule`, `lock`, `aux` |
+//! | what do stage 2 tables look like | `level`, `entry`, `walk` |
 //! | what does the machine offer | [`platform`], `config` |
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod abort;
 mod answer;
+mod aux;
 mod config;
 pub mod context;
 mod data;
@@ -21,6 +22,7 @@ mod entry;
 mod gic;
 mod granule;
 mod inject;
+mod level;
 mod lock;
 mod measurement;
 pub mod platform;
@@ -33,6 +35,7 @@ mod rmi;
 mod rsi;
 mod rtt;
 mod run;
+pub mod sync;
 mod sysreg;
 mod timer;
 mod unprotected;
@@ -44,13 +47,12 @@ mod test_platform;
 #[cfg(test)]
 mod tests;
 
-use core::sync::atomic::AtomicU16;
-
 pub use granule::{DramBank, InitError, MAX_BANKS, State as GranuleState, metadata_len};
 
 use config::Config;
 use granule::GranuleTable;
 use platform::Platform;
+use sync::AtomicU16;
 use vmid::Vmids;
 
 /// The RMM.

@@ -6,6 +6,7 @@ use cca_abi::smccc;
 
 use crate::Rmm;
 use crate::answer::{Answer, NONE};
+use crate::aux;
 use crate::context::word;
 use crate::granule::State;
 use crate::platform::Platform;
@@ -67,7 +68,7 @@ impl<P: Platform> Rmm<'_, P> {
     /// RMI_PSCI_COMPLETE.
     pub(crate) fn psci_complete(&self, calling: u64, target: u64, status: u64) -> Answer {
         // The same REC twice is refused here, too.
-        let [calling, target] = self.granules.lock_all([(calling, State::Rec), (target, State::Rec)])?;
+        let (calling, target) = self.granules.lock_both((calling, State::Rec), (target, State::Rec))?;
         let caller = self.rec(calling.pa());
         let target_rec = self.rec(target.pa());
         let fid = caller.psci_pending();
@@ -86,7 +87,7 @@ impl<P: Platform> Rmm<'_, P> {
             match (is_cpu_on, on) {
                 (true, true) => Code::AlreadyOn.to_register(),
                 (true, false) => {
-                    self.start(target_rec.aux(), ctx.get(word::SCTLR_EL1), x2, x3);
+                    self.start(target_rec.aux(aux::CONTEXT), ctx.get(word::SCTLR_EL1), x2, x3);
                     target_rec.set_runnable(true);
                     Code::Success.to_register()
                 }

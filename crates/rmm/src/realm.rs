@@ -7,13 +7,11 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Rmm;
 use crate::answer::{Answer, NONE, one};
-use crate::entry::{Entry, span};
+use crate::entry::{Entry, Format};
 use crate::granule::{Locked, State};
+use crate::level::Level;
 use crate::measurement::{Hasher, Measurement};
-use crate::platform::{GRANULE_SIZE, Page, Platform};
-
-/// Auxiliary granules per REC: one, the execution context.
-pub(crate) const REC_AUX_COUNT: u64 = 1;
+use crate::platform::{GRANULE_SIZE, GRANULE_WORDS, Page, Platform};
 
 /// Measurement registers: the RIM and four REMs.
 pub(crate) const MEASUREMENTS: u64 = 5;
@@ -32,8 +30,15 @@ mod word {
     pub(super) const NUM_WPS: usize = 9;
     pub(super) const VTCR: usize = 10;
     pub(super) const VTTBR: usize = 11;
+    pub(super) const LPA2: usize = 12;
+    pub(super) const AUX_COUNT: usize = 13;
     pub(super) const RPV: usize = 16;
     pub(super) const MEASUREMENTS: usize = 32;
+}
+
+/// Where word `n` of a measurement register is.
+const fn measurement_word(index: usize, n: usize) -> usize {
+    word::MEASUREMENTS.wrapping_add(index.wrapping_mul(8)).wrapping_add(n)
 }
 
 /// Realm states.
@@ -56,8 +61,9 @@ pub(crate) struct Realm<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stage2 {
     pub(crate) ipa_width: u64,
-    pub(crate) start_level: u32,
+    pub(crate) start_level: Level,
     pub(crate) rtt_base: u64,
+    pub(crate) format: Format,
     pub(crate) vttbr: u64,
     pub(crate) vtcr: u64,
 }
@@ -65,7 +71,8 @@ pub(crate) struct Stage2 {
 impl Stage2 {
     /// First byte of the unprotected half.
     pub(crate) fn unprotected_base(&self) -> u64 {
-        1 << (self.ipa_width - 1)
+        // 32 to 52 bits.
+        1u64.wrapping_shl(u32::try_from(self.ipa_width).unwrap_or(0)) >> 1
     }
 
     /// Whether `ipa` lies in the protected half.
@@ -75,12 +82,12 @@ impl Stage2 {
 
     /// Whether `ipa` lies in the Realm's address space.
     pub(crate) fn is_inside(&self, ipa: u64) -> bool {
-        ipa >> self.ipa_width == 0
+        ipa >> 1 < self.unprotected_base()
     }
 
     /// AddrRangeIsProtected: `[base, top)` is not empty and lies entirely in the protected half.
     pub(crate) fn is_range_protected(&self, base: u64, top: u64) -> bool {
-        base < top && self.is_protected(base) && self.is_protected(top - 1)
+        base < top && self.is_protected(base) && self.is_protected(top.wrapping_sub(1))
     }
 }
 
@@ -90,11 +97,11 @@ impl<'a> Realm<'a> {
     }
 
     fn get(&self, index: usize) -> u64 {
-        self.page[index].load(Relaxed)
+        self.page[index % GRANULE_WORDS].load(Relaxed)
     }
 
     fn set(&self, index: usize, value: u64) {
-        self.page[index].store(value, Relaxed);
+        self.page[index % GRANULE_WORDS].store(value, Relaxed);
     }
 
     pub(crate) fn state(&self) -> RealmState {
@@ -112,9 +119,10 @@ impl<'a> Realm<'a> {
     pub(crate) fn stage2(&self) -> Stage2 {
         Stage2 {
             ipa_width: self.get(word::IPA_WIDTH),
-            // Written from a u32 of at most 3.
-            start_level: u32::try_from(self.get(word::START_LEVEL)).unwrap_or(3),
+            // Written from a level.
+            start_level: Level::from_number(self.get(word::START_LEVEL)).unwrap_or(Level::PAGE),
             rtt_base: self.get(word::RTT_BASE),
+            format: if self.get(word::LPA2) == 0 { Format::Bits48 } else { Format::Bits52 },
             vttbr: self.get(word::VTTBR),
             vtcr: self.get(word::VTCR),
         }
@@ -141,18 +149,23 @@ impl<'a> Realm<'a> {
         (self.get(word::NUM_BPS), self.get(word::NUM_WPS))
     }
 
+    /// Auxiliary granules of each REC.
+    pub(crate) fn aux_count(&self) -> u64 {
+        self.get(word::AUX_COUNT)
+    }
+
     pub(crate) fn rpv(&self) -> [u64; 8] {
-        core::array::from_fn(|n| self.get(word::RPV + n))
+        core::array::from_fn(|n| self.get(word::RPV.wrapping_add(n)))
     }
 
     /// Measurement register `index` (0 RIM, 1–4 REMs).
     pub(crate) fn measurement(&self, index: usize) -> Measurement {
-        core::array::from_fn(|n| self.get(word::MEASUREMENTS + 8 * index + n))
+        core::array::from_fn(|n| self.get(measurement_word(index, n)))
     }
 
     pub(crate) fn set_measurement(&self, index: usize, value: &Measurement) {
         for (n, &bits) in value.iter().enumerate() {
-            self.set(word::MEASUREMENTS + 8 * index + n, bits);
+            self.set(measurement_word(index, n), bits);
         }
     }
 
@@ -174,6 +187,19 @@ impl<'a> Realm<'a> {
     }
 }
 
+/// The start tables of a Realm, locked.
+type StartTables<'t> = [Option<Locked<'t>>; MAX_START_TABLES as usize];
+
+/// The addresses of `count` start tables; the last one is below 2^52.
+fn start_tables(base: u64, count: u64) -> impl Iterator<Item = u64> {
+    (0..count).map(move |n| base.wrapping_add(n.wrapping_mul(GRANULE_SIZE)))
+}
+
+/// `VTTBR_EL2`: bits 51:48 of the address, which only LPA2 has, are in 5:2.
+fn vttbr(rtt_base: u64, vmid: u16) -> u64 {
+    rtt_base & 0x0000_FFFF_FFFF_F000 | rtt_base >> 46 & 0b11_1100 | u64::from(vmid) << 48
+}
+
 impl<P: Platform> Rmm<'_, P> {
     /// A view of the RD at `rd`, which the caller keeps alive.
     pub(crate) fn realm(&self, rd: u64) -> Realm<'_> {
@@ -191,26 +217,20 @@ impl<P: Platform> Rmm<'_, P> {
     pub(crate) fn realm_create(&self, rd: u64, params_ptr: u64) -> Answer {
         let params: RealmParams = self.read_params(params_ptr)?;
         let shape = self.config.check_realm(&params).ok_or(Status::ErrorInput)?;
-        let rtt_end = params
-            .rtt_base
-            .checked_add(shape.tables * GRANULE_SIZE)
-            .filter(|&end| end <= 1 << 48)
-            .ok_or(Status::ErrorInput)?;
-        if (params.rtt_base..rtt_end).contains(&rd) {
+        if (shape.rtt_base..shape.rtt_end).contains(&rd) {
             return Err(Status::ErrorInput.into());
         }
 
         // Ascending order: the RD is below or above all start tables.
-        let rd_below =
-            if rd < params.rtt_base { Some(self.granules.lock_named(rd, State::Delegated)?) } else { None };
-        let mut tables: [Option<Locked<'_>>; MAX_START_TABLES as usize] =
-            [const { None }; MAX_START_TABLES as usize];
-        for (slot, pa) in tables.iter_mut().zip((params.rtt_base..rtt_end).step_by(4096)) {
+        let lock_rd = || self.granules.lock_named(rd, State::Delegated);
+        let rd_below = if rd < shape.rtt_base { Some(lock_rd()?) } else { None };
+        let mut tables: StartTables<'_> = [const { None }; MAX_START_TABLES as usize];
+        for (slot, pa) in tables.iter_mut().zip(start_tables(shape.rtt_base, shape.tables)) {
             *slot = Some(self.granules.lock_named(pa, State::Delegated)?);
         }
         let rd_granule = match rd_below {
             Some(locked) => locked,
-            None => self.granules.lock_named(rd, State::Delegated)?,
+            None => lock_rd()?,
         };
         if !self.vmids.reserve(params.vmid) {
             return Err(Status::ErrorInput.into());
@@ -219,19 +239,21 @@ impl<P: Platform> Rmm<'_, P> {
         let realm = self.realm(rd);
         realm.set_state(RealmState::New);
         realm.set(word::IPA_WIDTH, shape.ipa_width);
-        realm.set(word::START_LEVEL, u64::from(shape.start_level));
-        realm.set(word::RTT_BASE, params.rtt_base);
+        realm.set(word::START_LEVEL, shape.start_level.register());
+        realm.set(word::RTT_BASE, shape.rtt_base);
         realm.set(word::NUM_START, shape.tables);
         realm.set(word::VMID, u64::from(params.vmid));
         realm.set(word::HASH, shape.hash as u64);
         realm.set(word::NUM_BPS, u64::from(params.num_bps));
         realm.set(word::NUM_WPS, u64::from(params.num_wps));
         realm.set(word::VTCR, shape.vtcr);
-        realm.set(word::VTTBR, params.rtt_base | u64::from(params.vmid) << 48);
+        realm.set(word::VTTBR, vttbr(shape.rtt_base, params.vmid));
+        realm.set(word::LPA2, u64::from(shape.format == Format::Bits52));
+        realm.set(word::AUX_COUNT, shape.aux_count);
         let mut rpv = [0u64; 8];
         rpv.as_mut_bytes().copy_from_slice(&params.rpv);
         for (n, value) in rpv.into_iter().enumerate() {
-            realm.set(word::RPV + n, value);
+            realm.set(word::RPV.wrapping_add(n), value);
         }
         realm.set_rim(&self.hasher(realm).rim_init(&params));
 
@@ -242,9 +264,10 @@ impl<P: Platform> Rmm<'_, P> {
             let page = self.platform.granule(table.pa());
             for entry in page {
                 if ipa >= unprotected {
-                    entry.store(Entry::UnassignedNs.encode(shape.start_level), Relaxed);
+                    entry.store(Entry::UnassignedNs.encode(shape.start_level, shape.format), Relaxed);
                 }
-                ipa = ipa.saturating_add(span(shape.start_level));
+                // At most 512 entries of 2^48 bytes, or 16 tables of smaller ones.
+                ipa = ipa.wrapping_add(shape.start_level.span());
             }
             table.set_state(State::Rtt);
         }
@@ -272,11 +295,9 @@ impl<P: Platform> Rmm<'_, P> {
         }
         let realm = self.realm(rd);
         let stage2 = realm.stage2();
-        let mut tables: [Option<Locked<'_>>; MAX_START_TABLES as usize] =
-            [const { None }; MAX_START_TABLES as usize];
-        let range = stage2.rtt_base..stage2.rtt_base + realm.tables() * GRANULE_SIZE;
-        for (slot, pa) in tables.iter_mut().zip(range.step_by(4096)) {
-            let table = self.lock_owned(pa, State::Rtt);
+        let mut tables: StartTables<'_> = [const { None }; MAX_START_TABLES as usize];
+        for (slot, pa) in tables.iter_mut().zip(start_tables(stage2.rtt_base, realm.tables())) {
+            let table = self.table(pa, stage2.start_level, stage2.format).granule;
             if table.count() != 0 {
                 return Err(Status::ErrorRealm(0).into());
             }
@@ -296,7 +317,7 @@ impl<P: Platform> Rmm<'_, P> {
     /// RMI_REC_AUX_COUNT.
     pub(crate) fn rec_aux_count(&self, rd: u64) -> Answer {
         let _rd = self.granules.lock_named(rd, State::Rd)?;
-        Ok(one(REC_AUX_COUNT))
+        Ok(one(self.realm(rd).aux_count()))
     }
 
     /// Copies a parameter granule from NS memory.

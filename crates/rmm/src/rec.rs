@@ -6,17 +6,19 @@ use cca_abi::rmi::{REC_RUNNABLE, RecParams, Ripas, Status};
 
 use crate::Rmm;
 use crate::answer::{Answer, NONE};
-use crate::config::{MAX_RECS_ORDER, field};
+use crate::aux;
+use crate::config::{MAX_RECS, field};
 use crate::context::{RecContext, word as ctx_word};
-use crate::granule::State;
-use crate::platform::{Page, Platform};
-use crate::realm::{REC_AUX_COUNT, RealmState};
+use crate::granule::{Locked, State};
+use crate::lock::Wanted;
+use crate::platform::{GRANULE_WORDS, Page, Platform};
+use crate::realm::RealmState;
 use crate::reset;
 
 /// Words of the REC granule.
 mod word {
     pub(super) const OWNER: usize = 0;
-    pub(super) const AUX: usize = 1;
+    pub(super) const AUX_COUNT: usize = 1;
     pub(super) const MPIDR: usize = 2;
     pub(super) const RUNNABLE: usize = 3;
     pub(super) const PSCI_PENDING: usize = 4;
@@ -33,6 +35,8 @@ mod word {
     pub(super) const TIMERS: usize = 15;
     pub(super) const VSERROR_PENDING: usize = 16;
     pub(super) const VSERROR: usize = 17;
+    /// Addresses of the auxiliary granules.
+    pub(super) const AUX: usize = 32;
 }
 
 /// A view of a REC granule. It is read and written under the REC's lock, or by the CPU that runs it.
@@ -67,11 +71,11 @@ impl<'a> Rec<'a> {
     }
 
     fn get(&self, index: usize) -> u64 {
-        self.page[index].load(Relaxed)
+        self.page[index % GRANULE_WORDS].load(Relaxed)
     }
 
     fn set(&self, index: usize, value: u64) {
-        self.page[index].store(value, Relaxed);
+        self.page[index % GRANULE_WORDS].store(value, Relaxed);
     }
 
     /// Address of the RD.
@@ -79,9 +83,14 @@ impl<'a> Rec<'a> {
         self.get(word::OWNER)
     }
 
-    /// Address of the context granule.
-    pub(crate) fn aux(&self) -> u64 {
-        self.get(word::AUX)
+    /// Address of auxiliary granule `n` ([`aux`] says what it holds).
+    pub(crate) fn aux(&self, n: usize) -> u64 {
+        self.get(word::AUX.wrapping_add(n))
+    }
+
+    /// All auxiliary granules.
+    fn auxes(&self) -> impl Iterator<Item = u64> {
+        (0..aux::MAX).zip(0..self.get(word::AUX_COUNT)).map(|(n, _)| self.aux(n))
     }
 
     /// `MPIDR_EL1` as the Realm reads it.
@@ -191,6 +200,9 @@ impl<'a> Rec<'a> {
     }
 }
 
+/// Granules that REC_CREATE locks at most: RD, REC, auxiliary ones.
+const GRANULES: usize = 2 + aux::MAX;
+
 /// RecIndex of an `RmiRecMpidr`.
 fn rec_index(mpidr: u64) -> u64 {
     field(mpidr, 0, 4) | field(mpidr, 8, 24) << 4
@@ -220,7 +232,7 @@ impl<P: Platform> Rmm<'_, P> {
 
     /// The REC's execution context.
     pub(crate) fn context(&self, rec: Rec<'_>) -> RecContext<'_> {
-        RecContext::new(self.platform.granule(rec.aux()))
+        RecContext::new(self.platform.granule(rec.aux(aux::CONTEXT)))
     }
 
     /// RMI_REC_CREATE.
@@ -228,27 +240,38 @@ impl<P: Platform> Rmm<'_, P> {
     #[inline(never)]
     pub(crate) fn rec_create(&self, rd: u64, rec: u64, params_ptr: u64) -> Answer {
         let params: RecParams = self.read_params(params_ptr)?;
-        if params.num_aux != REC_AUX_COUNT {
-            return Err(Status::ErrorInput.into());
+        let auxes = usize::try_from(params.num_aux)
+            .ok()
+            .and_then(|num_aux| params.aux.get(..num_aux))
+            .ok_or(Status::ErrorInput)?;
+        let mut wanted: [Wanted; GRANULES] = [(0, State::Delegated); GRANULES];
+        let mut locked: [Option<Locked<'_>>; GRANULES] = [const { None }; GRANULES];
+        let named = [(rd, State::Rd), (rec, State::Delegated)];
+        let auxes_wanted = auxes.iter().map(|&pa| (pa, State::Delegated));
+        let mut count = 0usize;
+        for (slot, granule) in wanted.iter_mut().zip(named.into_iter().chain(auxes_wanted)) {
+            *slot = granule;
+            count = count.wrapping_add(1);
         }
-        let [rd, rec, aux] = self.granules.lock_all([
-            (rd, State::Rd),
-            (rec, State::Delegated),
-            (params.aux[0], State::Delegated),
-        ])?;
+        self.granules.lock_each(wanted.get(..count).unwrap_or_default(), &mut locked)?;
+        let locked = || locked.iter().flatten();
+        let rd = locked().find(|granule| granule.pa() == rd).ok_or(Status::ErrorInput)?;
         let realm = self.realm(rd.pa());
-        if realm.state() != RealmState::New || u64::from(rd.count()) >= (1 << MAX_RECS_ORDER) - 1 {
+        if realm.state() != RealmState::New || u64::from(rd.count()) >= MAX_RECS {
             return Err(Status::ErrorRealm(0).into());
         }
         let index = realm.rec_index();
-        if rec_index(params.mpidr) != index {
+        if rec_index(params.mpidr) != index || params.num_aux != realm.aux_count() {
             return Err(Status::ErrorInput.into());
         }
 
         let runnable = params.flags & REC_RUNNABLE != 0;
-        let object = self.rec(rec.pa());
+        let object = self.rec(rec);
         object.set(word::OWNER, rd.pa());
-        object.set(word::AUX, aux.pa());
+        object.set(word::AUX_COUNT, params.num_aux);
+        for (n, &pa) in auxes.iter().enumerate() {
+            object.set(word::AUX.wrapping_add(n), pa);
+        }
         object.set(word::MPIDR, realm_mpidr(params.mpidr));
         object.set_runnable(runnable);
 
@@ -265,10 +288,11 @@ impl<P: Platform> Rmm<'_, P> {
         if runnable {
             realm.set_rim(&self.hasher(realm).rim_rec(&realm.rim(), &params));
         }
-        realm.set_rec_index(index + 1);
+        realm.set_rec_index(index.wrapping_add(1));
         rd.get(1);
-        aux.set_state(State::RecAux);
-        rec.set_state(State::Rec);
+        for granule in locked().filter(|granule| granule.pa() != rd.pa()) {
+            granule.set_state(if granule.pa() == rec { State::Rec } else { State::RecAux });
+        }
         Ok(NONE)
     }
 
@@ -280,8 +304,9 @@ impl<P: Platform> Rmm<'_, P> {
         }
         let object = self.rec(rec.pa());
         let owner = object.owner();
-        let aux = self.lock_owned(object.aux(), State::RecAux);
-        self.wipe_to_delegated(&aux);
+        for pa in object.auxes() {
+            self.wipe_to_delegated(&self.lock_owned(pa, State::RecAux));
+        }
         self.wipe_to_delegated(&rec);
         // Last: from here on the Realm may go away.
         self.granules.put(owner);

@@ -9,15 +9,14 @@ use cca_abi::smccc;
 
 use crate::Rmm;
 use crate::abort;
-use crate::entry::PAGE_LEVEL;
-use crate::granule::State;
+use crate::level::Level;
 use crate::measurement::Measurement;
 use crate::platform::{GRANULE_SIZE, Platform};
 use crate::psci;
 use crate::realm::MEASUREMENTS;
 use crate::rec::RipasRequest;
 use crate::run::{Flow, Run};
-use crate::walk::{Absent, ENTRIES};
+use crate::walk::Absent;
 
 /// Returns to the REC, behind its SMC, with results in X0–X3.
 fn answer(run: &Run<'_>, status: Status, [x1, x2, x3]: [u64; 3]) -> Flow {
@@ -82,7 +81,7 @@ impl<P: Platform> Rmm<'_, P> {
             return error(run, Status::ErrorInput);
         };
         let value = {
-            let _rd = self.lock_owned(run.rd, State::Rd);
+            let _rd = self.lock_rd(run.rd);
             run.realm.measurement(index)
         };
         run.ctx.set_gpr(0, Status::Success as u64);
@@ -102,7 +101,7 @@ impl<P: Platform> Rmm<'_, P> {
         }
         let value: Measurement = core::array::from_fn(|n| run.ctx.gpr(3 + n));
         {
-            let _rd = self.lock_owned(run.rd, State::Rd);
+            let _rd = self.lock_rd(run.rd);
             let old = run.realm.measurement(index);
             run.realm.set_measurement(index, &self.hasher(run.realm).rem_extend(&old, &value, size));
         }
@@ -140,16 +139,17 @@ impl<P: Platform> Rmm<'_, P> {
         if (base | top) % GRANULE_SIZE != 0 || !run.stage2.is_range_protected(base, top) {
             return error(run, Status::ErrorInput);
         }
-        let walk = self.walk(&run.stage2, None, base, PAGE_LEVEL);
+        let walk = self.walk(&run.stage2, None, base, Level::PAGE);
         // A walk to the page level ends at a leaf, and `base` is protected.
         let ripas = walk.entry.ripas().unwrap_or(Ripas::Empty);
-        let step = Self::walk_span(&walk);
-        let mut out_top = (base & !(step - 1)) + step;
-        for index in walk.index + 1..ENTRIES {
-            if out_top >= top || walk.table.entry(index).ripas() != Some(ripas) {
+        let level = walk.level();
+        let mut out_top = level.align_down(base);
+        loop {
+            out_top = out_top.wrapping_add(level.span());
+            let same = || walk.table.entry(out_top).ripas() == Some(ripas);
+            if out_top >= top || level.index(out_top) == 0 || !same() {
                 break;
             }
-            out_top += step;
         }
         drop(walk);
         answer(run, Status::Success, [out_top.min(top), ripas as u64, 0])

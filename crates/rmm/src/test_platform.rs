@@ -35,7 +35,7 @@ pub(crate) fn new_page() -> Box<Page> {
     Box::new([const { AtomicU64::new(0) }; 512])
 }
 
-fn facts() -> Facts {
+pub(crate) fn facts() -> Facts {
     Facts {
         id: IdRegisters {
             id_aa64mmfr0: 6,

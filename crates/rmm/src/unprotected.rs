@@ -3,21 +3,22 @@
 use cca_abi::rmi::Status;
 
 use crate::Rmm;
-use crate::answer::{Answer, NONE, one, rtt_error};
-use crate::entry::{Entry, HostDescriptor, is_span_aligned};
+use crate::answer::{Answer, NONE, one};
+use crate::entry::{Entry, HostDescriptor};
 use crate::granule::State;
+use crate::level::Level;
 use crate::platform::Platform;
 use crate::realm::Stage2;
 use crate::rtt::{level_at_least, walk_failure};
 
 /// level_bound: a level with pages or blocks, not above the start level.
-fn mapping_level(stage2: &Stage2, level: u64) -> Result<u32, Status> {
-    level_at_least(level, stage2.start_level.max(1))
+fn mapping_level(stage2: &Stage2, level: u64) -> Result<Level, Status> {
+    level_at_least(level, stage2.start_level.max(Level::FIRST_BLOCK))
 }
 
 /// ipa_align and ipa_bound.
-fn check_ipa(stage2: &Stage2, ipa: u64, level: u32) -> Result<(), Status> {
-    if !is_span_aligned(ipa, level) || !stage2.is_inside(ipa) || stage2.is_protected(ipa) {
+fn check_ipa(stage2: &Stage2, ipa: u64, level: Level) -> Result<(), Status> {
+    if !level.is_aligned(ipa) || !stage2.is_inside(ipa) || stage2.is_protected(ipa) {
         return Err(Status::ErrorInput);
     }
     Ok(())
@@ -26,17 +27,17 @@ fn check_ipa(stage2: &Stage2, ipa: u64, level: u32) -> Result<(), Status> {
 impl<P: Platform> Rmm<'_, P> {
     /// RMI_RTT_MAP_UNPROTECTED.
     pub(crate) fn rtt_map_unprotected(&self, rd: u64, ipa: u64, level: u64, descriptor: u64) -> Answer {
-        let host = HostDescriptor::parse(descriptor).ok_or(Status::ErrorInput)?;
         let rd = self.granules.lock_named(rd, State::Rd)?;
         let stage2 = self.realm(rd.pa()).stage2();
+        let host = HostDescriptor::parse(descriptor, stage2.format).ok_or(Status::ErrorInput)?;
         let level = mapping_level(&stage2, level)?;
-        if !is_span_aligned(host.address(), level) {
+        if !level.is_aligned(host.address()) {
             return Err(Status::ErrorInput.into());
         }
         check_ipa(&stage2, ipa, level)?;
         let walk = self.walk(&stage2, Some(rd), ipa, level);
         if walk.level() < level || walk.entry != Entry::UnassignedNs {
-            return Err(rtt_error(walk.level()).into());
+            return Err(walk.level().error().into());
         }
         walk.set(Entry::AssignedNs(host));
         self.platform.publish_table_writes();
@@ -51,11 +52,11 @@ impl<P: Platform> Rmm<'_, P> {
         check_ipa(&stage2, ipa, level)?;
         let walk = self.walk(&stage2, Some(rd), ipa, level);
         if walk.level() < level || !matches!(walk.entry, Entry::AssignedNs(_)) {
-            return Err(walk_failure(&walk, ipa, one));
+            return Err(walk_failure(&walk, one));
         }
         walk.set(Entry::UnassignedNs);
         self.platform.publish_table_writes();
-        self.platform.tlbi_ipa(stage2.vttbr, stage2.vtcr, ipa, i64::from(level));
-        Ok(one(walk.table.skip_non_live(ipa)))
+        self.platform.tlbi_ipa(stage2.vttbr, stage2.vtcr, ipa, level.number());
+        Ok(one(walk.top()))
     }
 }

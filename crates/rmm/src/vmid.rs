@@ -1,7 +1,8 @@
 //! Which VMIDs are in use.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
+
+use crate::sync::AtomicU64;
 
 /// One bit per VMID.
 pub(crate) struct Vmids([AtomicU64; 1024]);
@@ -12,7 +13,8 @@ impl Vmids {
     }
 
     fn slot(&self, vmid: u16) -> (&AtomicU64, u64) {
-        (&self.0[usize::from(vmid >> 6)], 1 << (vmid & 63))
+        // Ten bits and six bits.
+        (&self.0[usize::from(vmid >> 6)], 1u64.wrapping_shl(u32::from(vmid)))
     }
 
     /// Takes a VMID; false if it is in use.

@@ -32,12 +32,27 @@ pub struct Stage2Fault {
 }
 
 const TRANSLATION: u64 = 0x04;
+const TRANSLATION_MINUS_1: u64 = 0x2B;
 const ACCESS_FLAG: u64 = 0x08;
 const ADDRESS_SIZE: u64 = 0x00;
 const GPF_ON_WALK: u64 = 0x24;
 
+/// A translation fault at `level`.
+fn translation_fault(level: i64) -> Stage2Fault {
+    Stage2Fault { fsc: u64::try_from(level).map_or(TRANSLATION_MINUS_1, |level| TRANSLATION | level) }
+}
+
 fn level_bits(level: i64) -> u64 {
     u64::try_from(level).unwrap_or(0)
+}
+
+/// The address in a descriptor, with or without LPA2.
+fn output(descriptor: u64, lpa2: bool) -> u64 {
+    if lpa2 {
+        descriptor & 0x0003_FFFF_FFFF_F000 | (descriptor >> 8 & 3) << 50
+    } else {
+        descriptor & 0x0000_FFFF_FFFF_F000
+    }
 }
 
 /// Walks the tables of a Realm.
@@ -46,16 +61,19 @@ fn level_bits(level: i64) -> u64 {
 /// The fault that the hardware would report to EL2.
 pub fn walk(memory: &Memory, vttbr: u64, vtcr: u64, ipa: u64) -> Result<Translation, Stage2Fault> {
     let width = 64 - (vtcr & 0x3F);
+    // VTCR_EL2.DS and SL2.
+    let lpa2 = vtcr >> 32 & 1 != 0;
     let start: i64 = match (vtcr >> 6) & 3 {
+        0 if lpa2 && vtcr >> 33 & 1 != 0 => -1,
         0 => 2,
         1 => 1,
         2 => 0,
         _ => 3,
     };
     if ipa >> width != 0 {
-        return Err(Stage2Fault { fsc: TRANSLATION | level_bits(start) });
+        return Err(translation_fault(start));
     }
-    let mut table = vttbr & 0x0000_FFFF_FFFF_F000;
+    let mut table = vttbr & 0x0000_FFFF_FFFF_F000 | if lpa2 { (vttbr >> 2 & 0xF) << 48 } else { 0 };
     let mut level = start;
     loop {
         let shift = 12 + 9 * (3 - level);
@@ -70,8 +88,8 @@ pub fn walk(memory: &Memory, vttbr: u64, vtcr: u64, ipa: u64) -> Result<Translat
         };
         let descriptor = word.load(Relaxed);
         match (descriptor & 3, level) {
-            (3, 0..=2) => {
-                table = descriptor & 0x0000_FFFF_FFFF_F000;
+            (3, -1..=2) => {
+                table = output(descriptor, lpa2);
                 level += 1;
             }
             (1, 1..=2) | (3, 3) => {
@@ -79,7 +97,7 @@ pub fn walk(memory: &Memory, vttbr: u64, vtcr: u64, ipa: u64) -> Result<Translat
                     return Err(Stage2Fault { fsc: ACCESS_FLAG | level_bits(level) });
                 }
                 let span = 1u64 << shift;
-                let base = descriptor & 0x0000_FFFF_FFFF_F000 & !(span - 1);
+                let base = output(descriptor, lpa2) & !(span - 1);
                 return Ok(Translation {
                     pa: (base | (ipa & (span - 1))) & !(PAGE_SIZE - 1),
                     pas: if descriptor & (1 << 55) == 0 { Pas::Realm } else { Pas::NonSecure },
@@ -88,7 +106,7 @@ pub fn walk(memory: &Memory, vttbr: u64, vtcr: u64, ipa: u64) -> Result<Translat
                     execute: (descriptor >> 53) & 3 == 0,
                 });
             }
-            _ => return Err(Stage2Fault { fsc: TRANSLATION | level_bits(level) }),
+            _ => return Err(translation_fault(level)),
         }
     }
 }

@@ -13,8 +13,9 @@ use cca_abi::{psci, rsi};
 use super::host::{Host, SHARED};
 use super::std;
 use crate::context::RecContext;
-use crate::entry::Entry;
+use crate::entry::{Entry, Format};
 use crate::granule::State;
+use crate::level::Level;
 use crate::platform::{Platform, RealmExit};
 use crate::test_platform::BASE;
 
@@ -93,7 +94,10 @@ fn write(host: &Host, pa: u64, offset: usize, value: u64) {
 /// Writes parameters that are right more often than not.
 fn random_params(host: &Host, random: &mut Random, pa: u64, rec: bool) {
     let words: Vec<(usize, u64)> = if rec {
-        [(0, 1), (0x100, random.below(2)), (0x800, 1), (0x808, random.granule())].to_vec()
+        let auxes: Vec<u64> = (0..crate::aux::count()).map(|_| random.granule()).collect();
+        let mut words = Host::rec_words(&auxes, random.below(2));
+        words.push((0, 1));
+        words
     } else {
         Host::realm_words(random.granule(), random.below(2), random.below(3))
     };
@@ -156,9 +160,11 @@ fn check(host: &Host) -> [usize; 7] {
         match state {
             State::Delegated => assert!(words().all(|word| word == 0), "{pa:#x} is not wiped"),
             State::Rtt => {
-                let granule = host.rmm.granules.lock(pa, State::Rtt).unwrap();
+                let granule = host.rmm.granules.lock_named(pa, State::Rtt).unwrap();
                 // Page descriptors and tables look alike; what they point to tells the level.
-                let counted = words().filter(|&word| Entry::decode(word, 2).is_counted()).count();
+                let counted = words()
+                    .filter(|&word| Entry::decode(word, Level::L2, Format::Bits48).is_counted())
+                    .count();
                 let ns_pages = words().filter(|&word| word & 3 == 3 && word & 1 << 55 != 0).count();
                 assert_eq!(usize::from(granule.count()), counted - ns_pages, "{pa:#x}");
                 for word in words().filter(|&word| word & 3 == 3 && word & 1 << 55 == 0) {
@@ -171,7 +177,7 @@ fn check(host: &Host) -> [usize; 7] {
                 referenced += words().filter(|&word| word & 3 == 0 && word & 4 != 0).count();
             }
             State::Rd => {
-                let granule = host.rmm.granules.lock(pa, State::Rd).unwrap();
+                let granule = host.rmm.granules.lock_named(pa, State::Rd).unwrap();
                 let recs = (0..POOL)
                     .map(|n| BASE + n * 4096)
                     .filter(|&rec| host.state(rec) == State::Rec && host.rmm.rec(rec).owner() == pa);
@@ -183,7 +189,7 @@ fn check(host: &Host) -> [usize; 7] {
     let [_, _, rds, recs, auxes, datas, rtts] = seen;
     assert_eq!(datas, referenced, "every page is mapped exactly once");
     assert_eq!(rtts, children + rds, "every table is hung somewhere; each Realm has one start table");
-    assert_eq!(recs, auxes);
+    assert_eq!(recs as u64 * crate::aux::count(), auxes as u64);
     seen
 }
 

@@ -156,19 +156,22 @@ impl Host {
         data
     }
 
+    /// The default parameters of a REC.
+    pub(super) fn rec_words(auxes: &[u64], mpidr: u64) -> Vec<(usize, u64)> {
+        let mut words = [(0x100, mpidr), (0x200, 0x1000), (0x300, 0xA0), (0x338, 0xA7)].to_vec();
+        words.push((0x800, auxes.len() as u64));
+        words.extend((0x808..).step_by(8).zip(auxes.iter().copied()));
+        words
+    }
+
     pub(super) fn rec(&self, realm: &TestRealm, mpidr: u64, runnable: bool) -> TestRec {
-        let (rec, aux, run) = (self.delegated(), self.delegated(), self.alloc());
-        let params = self.params(&[
-            (0x0, u64::from(runnable)),
-            (0x100, mpidr),
-            (0x200, 0x1000),
-            (0x300, 0xA0),
-            (0x338, 0xA7),
-            (0x800, 1),
-            (0x808, aux),
-        ]);
-        self.ok(fid::REC_CREATE, &[realm.rd, rec, params]);
-        TestRec { rec, aux, run }
+        let [aux_count, ..] = self.ok(fid::REC_AUX_COUNT, &[realm.rd]);
+        let (rec, run) = (self.delegated(), self.alloc());
+        let auxes: Vec<u64> = (0..aux_count).map(|_| self.delegated()).collect();
+        let mut words = Self::rec_words(&auxes, mpidr);
+        words.push((0x0, u64::from(runnable)));
+        self.ok(fid::REC_CREATE, &[realm.rd, rec, self.params(&words)]);
+        TestRec { rec, aux: auxes[0], run }
     }
 
     pub(super) fn activate(&self, realm: &TestRealm) {

@@ -3,6 +3,7 @@
 use cca_abi::rmi::{Status, fid};
 
 use super::host::{Host, SHARED};
+use super::std;
 use crate::GranuleState;
 
 const INPUT: Status = Status::ErrorInput;
@@ -95,26 +96,33 @@ fn a_source_that_stops_being_the_hosts_fails_the_copy_and_leaves_no_trace() {
 fn recs_are_created_in_order_with_their_own_granules() {
     let host = Host::new();
     let realm = host.realm();
-    let (rec, aux) = (host.delegated(), host.delegated());
+    let [count, ..] = host.ok(fid::REC_AUX_COUNT, &[realm.rd]);
+    let rec = host.delegated();
+    let fresh = || (0..count).map(|_| host.delegated()).collect::<std::vec::Vec<u64>>();
+    let auxes = fresh();
+    let aux = auxes[0];
     let attempt = |rec: u64, changes: &[(usize, u64)]| {
-        let mut words = [(0x800, 1), (0x808, aux)].to_vec();
+        let mut words = Host::rec_words(&auxes, 0);
         words.extend(changes);
         host.status(fid::REC_CREATE, &[realm.rd, rec, host.params(&words)])
     };
-    assert_eq!(host.ok(fid::REC_AUX_COUNT, &[realm.rd])[0], 1);
     assert_eq!(attempt(rec, &[(0x100, 1)]), INPUT, "MPIDR out of order");
-    assert_eq!(attempt(rec, &[(0x800, 0)]), INPUT, "no auxiliary granule");
+    assert_eq!(attempt(rec, &[(0x800, count - 1)]), INPUT, "too few auxiliary granules");
+    assert_eq!(attempt(rec, &[(0x800, count + 1), (0x808 + 8 * count as usize, host.delegated())]), INPUT);
     assert_eq!(attempt(rec, &[(0x800, 17)]), INPUT, "too many");
     assert_eq!(attempt(rec, &[(0x808, rec)]), INPUT, "auxiliary granule is the REC");
     assert_eq!(attempt(rec, &[(0x808, realm.rd)]), INPUT);
     assert_eq!(attempt(realm.rd, &[]), INPUT);
     assert_eq!(attempt(aux, &[(0x808, aux + 1)]), INPUT);
     assert_eq!(attempt(rec, &[]), Status::Success);
-    assert_eq!(host.state(aux), GranuleState::RecAux);
+    for &aux in &auxes {
+        assert_eq!(host.state(aux), GranuleState::RecAux);
+    }
     host.activate(&realm);
-    assert_eq!(attempt(host.delegated(), &[(0x100, 1)]), INPUT, "the auxiliary granule is taken");
-    let aux2 = host.delegated();
-    assert_eq!(attempt(host.delegated(), &[(0x100, 1), (0x808, aux2)]), Status::ErrorRealm(0));
+    assert_eq!(attempt(host.delegated(), &[(0x100, 1)]), INPUT, "the auxiliary granules are taken");
+    let changes: std::vec::Vec<_> =
+        [(0x100, 1)].into_iter().chain((0x808..).step_by(8).zip(fresh())).collect();
+    assert_eq!(attempt(host.delegated(), &changes), Status::ErrorRealm(0));
 }
 
 #[test]
