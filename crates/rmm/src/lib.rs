@@ -4,6 +4,7 @@
 //! | question | file |
 //! |---|---|
 //! | what does a command do | `delegation`, `realm`, `rec`, `data`, `rtt`, `ripas`, `unprotected`, `psci`, `rsi` |
+//! | where do attestation tokens come from | `attestation` |
 //! | how does a REC run | `run`, `abort`, `sysreg`, `inject`, `timer`, `gic`, `reset`, [`context`] |
 //! | who owns which memory | `granule`, `lock`, `aux` |
 //! | what do stage 2 tables look like | `level`, `entry`, `walk` |
@@ -13,6 +14,7 @@
 
 mod abort;
 mod answer;
+mod attestation;
 mod aux;
 mod config;
 pub mod context;
@@ -47,6 +49,7 @@ mod test_platform;
 #[cfg(test)]
 mod tests;
 
+pub use attestation::{Attestation, PLATFORM_TOKEN_MAX};
 pub use granule::{DramBank, InitError, MAX_BANKS, State as GranuleState, metadata_len};
 
 use config::Config;
@@ -61,6 +64,7 @@ pub struct Rmm<'m, P> {
     config: Config,
     granules: GranuleTable<'m>,
     vmids: Vmids,
+    attestation: Option<Attestation<'m>>,
 }
 
 impl<'m, P: Platform> Rmm<'m, P> {
@@ -72,7 +76,7 @@ impl<'m, P: Platform> Rmm<'m, P> {
     pub fn new(platform: P, banks: &[DramBank], metadata: &'m [AtomicU16]) -> Result<Self, InitError> {
         let config = Config::new(platform.facts()).ok_or(InitError::Cpu)?;
         let granules = GranuleTable::new(banks, metadata)?;
-        Ok(Self { platform, config, granules, vmids: Vmids::new() })
+        Ok(Self { platform, config, granules, vmids: Vmids::new(), attestation: None })
     }
 
     /// What the granule at `pa` is at this moment; `None` if it is unaligned or not delegable. For tests and

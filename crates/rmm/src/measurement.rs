@@ -3,7 +3,6 @@
 
 use cca_abi::rmi::{HashAlgorithm, RealmParams, RecParams};
 use sha2::digest::generic_array::GenericArray;
-use sha2::{Digest, Sha256, Sha512};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::platform::{Page, Platform};
@@ -16,6 +15,16 @@ const _: () = assert!(cfg!(target_endian = "little"), "structures are laid out l
 
 const SHA256_INIT: [u32; 8] =
     [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
+const SHA512_INIT: [u64; 8] = [
+    0x6a09e667f3bcc908,
+    0xbb67ae8584caa73b,
+    0x3c6ef372fe94f82b,
+    0xa54ff53a5f1d36f1,
+    0x510e527fade682d1,
+    0x9b05688c2b3e6c1f,
+    0x1f83d9abfb41bd6b,
+    0x5be0cd19137e2179,
+];
 
 /// Messages up to this length, all descriptors among them, are padded in a copy and hashed by one call.
 const SHORT: usize = 256;
@@ -36,66 +45,19 @@ impl<'p, P: Platform> Hasher<'p, P> {
         Self { platform, algorithm }
     }
 
-    /// The hash of some bytes.
+    /// The hash of some bytes, at most a granule of them.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Measurement {
-        match self.algorithm {
-            HashAlgorithm::Sha256 => self.sha256(bytes),
-            HashAlgorithm::Sha512 => {
-                let mut out = Measurement::default();
-                out.as_mut_bytes().copy_from_slice(&Sha512::digest(bytes));
-                out
-            }
-        }
+        let mut hash = Hash::new(self.algorithm);
+        let whole = if bytes.len() <= SHORT { 0 } else { bytes.len() / hash.block() * hash.block() };
+        hash.compress(self.platform, &bytes[..whole]);
+        hash.finish(self.platform, &bytes[whole..], bytes.len())
     }
 
     /// The hash of the RMM's granule at `pa`.
     pub(crate) fn granule(&self, pa: u64) -> Measurement {
-        let mut state = SHA256_INIT;
-        if self.algorithm == HashAlgorithm::Sha256 && self.platform.sha256_granule(&mut state, pa) {
-            return self.sha256_finish(state, &[], 4096);
-        }
-        let page: &Page = self.platform.granule(pa);
-        let mut out = Measurement::default();
-        match self.algorithm {
-            HashAlgorithm::Sha256 => {
-                hash_page::<Sha256>(page, &mut out.as_mut_bytes()[..32]);
-            }
-            HashAlgorithm::Sha512 => hash_page::<Sha512>(page, out.as_mut_bytes()),
-        }
-        out
-    }
-
-    fn sha256(&self, bytes: &[u8]) -> Measurement {
-        let whole = if bytes.len() <= SHORT { 0 } else { bytes.len() / 64 * 64 };
-        let mut state = SHA256_INIT;
-        self.compress(&mut state, &bytes[..whole]);
-        self.sha256_finish(state, &bytes[whole..], bytes.len())
-    }
-
-    /// Pads and finishes: `rest`, at most [`SHORT`] bytes, is what is left of a message of `length` bytes.
-    fn sha256_finish(&self, mut state: [u32; 8], rest: &[u8], length: usize) -> Measurement {
-        let mut padded = [0u8; SHORT + 64];
-        let end = (rest.len() + 9).next_multiple_of(64);
-        padded[..rest.len()].copy_from_slice(rest);
-        padded[rest.len()] = 0x80;
-        // Messages here are at most a granule long.
-        padded[end - 8..end].copy_from_slice(&(length as u64 * 8).to_be_bytes());
-        self.compress(&mut state, &padded[..end]);
-        let mut out = Measurement::default();
-        for (bytes, word) in out.as_mut_bytes().chunks_exact_mut(4).zip(state) {
-            bytes.copy_from_slice(&word.to_be_bytes());
-        }
-        out
-    }
-
-    /// Folds whole blocks into `state`, in one call of the platform: each has a price.
-    fn compress(&self, state: &mut [u32; 8], bytes: &[u8]) {
-        let blocks = <[[u8; 64]]>::ref_from_bytes(bytes).unwrap_or_default();
-        if !blocks.is_empty() && !self.platform.sha256_blocks(state, blocks) {
-            for block in blocks {
-                sha2::compress256(state, &[GenericArray::from(*block)]);
-            }
-        }
+        let mut hash = Hash::new(self.algorithm);
+        hash.granule(self.platform, pa);
+        hash.finish(self.platform, &[], 4096)
     }
 
     /// The initial RIM: the hash of the measured part of the parameters, values as the host gave them.
@@ -163,14 +125,100 @@ fn descriptor(kind: u64, rim: &Measurement) -> [u64; 32] {
     descriptor
 }
 
-fn hash_page<D: Digest>(page: &Page, out: &mut [u8]) {
-    let mut hash = D::new();
-    for words in page.chunks_exact(16) {
-        let mut block = [0u64; 16];
-        for (to, from) in block.iter_mut().zip(words) {
-            *to = from.load(Relaxed);
+/// A hash in the making.
+enum Hash {
+    Sha256([u32; 8]),
+    Sha512([u64; 8]),
+}
+
+impl Hash {
+    fn new(algorithm: HashAlgorithm) -> Self {
+        match algorithm {
+            HashAlgorithm::Sha256 => Self::Sha256(SHA256_INIT),
+            HashAlgorithm::Sha512 => Self::Sha512(SHA512_INIT),
         }
-        hash.update(block.as_bytes());
     }
-    out.copy_from_slice(&hash.finalize());
+
+    /// Bytes in a block.
+    fn block(&self) -> usize {
+        match self {
+            Self::Sha256(_) => 64,
+            Self::Sha512(_) => 128,
+        }
+    }
+
+    /// Folds whole blocks, in one call of the platform: each has a price.
+    fn compress<P: Platform>(&mut self, platform: &P, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        match self {
+            Self::Sha256(state) => {
+                let blocks = <[[u8; 64]]>::ref_from_bytes(bytes).unwrap_or_default();
+                if !platform.sha256_blocks(state, blocks) {
+                    for block in blocks {
+                        sha2::compress256(state, &[GenericArray::from(*block)]);
+                    }
+                }
+            }
+            Self::Sha512(state) => {
+                let blocks = <[[u8; 128]]>::ref_from_bytes(bytes).unwrap_or_default();
+                if !platform.sha512_blocks(state, blocks) {
+                    for block in blocks {
+                        sha2::compress512(state, &[GenericArray::from(*block)]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Folds the RMM's granule at `pa`.
+    fn granule<P: Platform>(&mut self, platform: &P, pa: u64) {
+        let done = match self {
+            Self::Sha256(state) => platform.sha256_granule(state, pa),
+            Self::Sha512(state) => platform.sha512_granule(state, pa),
+        };
+        if done {
+            return;
+        }
+        let page: &Page = platform.granule(pa);
+        for words in page.chunks_exact(16) {
+            let mut block = [0u64; 16];
+            for (to, from) in block.iter_mut().zip(words) {
+                *to = from.load(Relaxed);
+            }
+            match self {
+                Self::Sha256(state) => {
+                    for half in block.as_bytes().chunks_exact(64) {
+                        sha2::compress256(state, &[*GenericArray::from_slice(half)]);
+                    }
+                }
+                Self::Sha512(state) => {
+                    sha2::compress512(state, &[*GenericArray::from_slice(block.as_bytes())]);
+                }
+            }
+        }
+    }
+
+    /// Pads and finishes: `rest`, at most [`SHORT`] bytes, is what is left of a message of `length` bytes.
+    fn finish<P: Platform>(mut self, platform: &P, rest: &[u8], length: usize) -> Measurement {
+        let mut padded = [0u8; SHORT + 128];
+        // A one bit, and the length in an eighth of a block.
+        let end = (rest.len() + 1 + self.block() / 8).next_multiple_of(self.block());
+        padded[..rest.len()].copy_from_slice(rest);
+        padded[rest.len()] = 0x80;
+        // Messages here are at most a granule long.
+        padded[end - 8..end].copy_from_slice(&(length as u64 * 8).to_be_bytes());
+        self.compress(platform, &padded[..end]);
+        let mut out = Measurement::default();
+        match self {
+            Self::Sha256(state) => {
+                for (bytes, word) in out.as_mut_bytes().chunks_exact_mut(4).zip(state) {
+                    bytes.copy_from_slice(&word.to_be_bytes());
+                }
+            }
+            Self::Sha512(state) => out = state.map(u64::swap_bytes),
+        }
+        out
+    }
 }

@@ -193,6 +193,23 @@ pub trait Platform: Sync {
         false
     }
 
+    /// As [`Self::sha256_blocks`], for SHA-512.
+    fn sha512_blocks(&self, state: &mut [u64; 8], blocks: &[[u8; 128]]) -> bool {
+        let _ = (state, blocks);
+        false
+    }
+
+    /// As [`Self::sha512_blocks`], over the 32 blocks of the granule at `pa`.
+    fn sha512_granule(&self, state: &mut [u64; 8], pa: u64) -> bool {
+        let _ = (state, pa);
+        false
+    }
+
+    /// Whether a physical interrupt waits for the host on this CPU: long work for a Realm stops here.
+    fn interrupt_pending(&self) -> bool {
+        false
+    }
+
     /// Saves the host's EL1/EL0/GIC/timer state in per-CPU storage and loads the REC's from `ctx`.
     fn rec_load(&self, cpu: usize, ctx: &RecContext<'_>);
 

@@ -6,6 +6,7 @@ use cca_abi::rmi::{REC_RUNNABLE, RecParams, Ripas, Status};
 
 use crate::Rmm;
 use crate::answer::{Answer, NONE};
+use crate::attestation::{self, AttestState};
 use crate::aux;
 use crate::config::{MAX_RECS, field};
 use crate::context::{RecContext, word as ctx_word};
@@ -37,6 +38,7 @@ mod word {
     pub(super) const VSERROR: usize = 17;
     /// Addresses of the auxiliary granules.
     pub(super) const AUX: usize = 32;
+    pub(super) const ATTESTATION: usize = 256;
 }
 
 /// A view of a REC granule. It is read and written under the REC's lock, or by the CPU that runs it.
@@ -191,6 +193,12 @@ impl<'a> Rec<'a> {
         let pending = self.get(word::VSERROR_PENDING) != 0;
         self.set(word::VSERROR_PENDING, 0);
         pending.then(|| self.get(word::VSERROR))
+    }
+
+    /// The token that is being made.
+    pub(crate) fn attest_state(&self) -> AttestState<'a> {
+        const { assert!(word::ATTESTATION + attestation::WORDS <= GRANULE_WORDS) };
+        AttestState::new(&self.page[word::ATTESTATION..word::ATTESTATION + attestation::WORDS])
     }
 
     /// Remembers a virtual SError.

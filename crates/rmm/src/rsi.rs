@@ -19,18 +19,18 @@ use crate::run::{Flow, Run};
 use crate::walk::Absent;
 
 /// Returns to the REC, behind its SMC, with results in X0–X3.
-fn answer(run: &Run<'_>, status: Status, [x1, x2, x3]: [u64; 3]) -> Flow {
+pub(crate) fn answer(run: &Run<'_>, status: Status, [x1, x2, x3]: [u64; 3]) -> Flow {
     run.set_results([status as u64, x1, x2, x3]);
     run.ctx.advance_pc();
     Flow::Resume
 }
 
-fn error(run: &Run<'_>, status: Status) -> Flow {
+pub(crate) fn error(run: &Run<'_>, status: Status) -> Flow {
     answer(run, status, [0; 3])
 }
 
 /// A page that the command needs is not there: the Realm's error, or an exit after which the SMC is repeated.
-fn absent(run: &mut Run<'_>, ipa: u64, why: Absent) -> Flow {
+pub(crate) fn absent(run: &mut Run<'_>, ipa: u64, why: Absent) -> Flow {
     match why {
         Absent::Empty => error(run, Status::ErrorInput),
         Absent::Fault(level) => abort::report_absent(run, ipa, level),
@@ -50,9 +50,8 @@ impl<P: Platform> Rmm<'_, P> {
             fid::FEATURES => answer(run, Status::Success, [0; 3]),
             fid::MEASUREMENT_READ => self.measurement_read(run),
             fid::MEASUREMENT_EXTEND => self.measurement_extend(run),
-            // Attestation tokens are not there yet.
-            fid::ATTESTATION_TOKEN_INIT => error(run, Status::ErrorUnknown),
-            fid::ATTESTATION_TOKEN_CONTINUE => token_continue(run),
+            fid::ATTESTATION_TOKEN_INIT => self.token_init(run),
+            fid::ATTESTATION_TOKEN_CONTINUE => self.token_continue(run),
             fid::REALM_CONFIG => self.realm_config(run),
             fid::IPA_STATE_SET => ipa_state_set(run),
             fid::IPA_STATE_GET => self.ipa_state_get(run),
@@ -181,17 +180,6 @@ impl<P: Platform> Rmm<'_, P> {
             }
         }
     }
-}
-
-/// RSI_ATTESTATION_TOKEN_CONTINUE: arguments are checked, but no token is ever in progress.
-fn token_continue(run: &Run<'_>) -> Flow {
-    let [addr, offset, size] = [1, 2, 3].map(|n| run.ctx.gpr(n));
-    let end = offset.checked_add(size);
-    let bad = addr % GRANULE_SIZE != 0
-        || !run.stage2.is_protected(addr)
-        || offset >= GRANULE_SIZE
-        || end.is_none_or(|end| end > GRANULE_SIZE);
-    error(run, if bad { Status::ErrorInput } else { Status::ErrorState })
 }
 
 /// RSI_IPA_STATE_SET: the host decides; the results are written at the next entry.

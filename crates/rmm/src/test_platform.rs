@@ -66,7 +66,9 @@ pub(crate) struct TestPlatform {
     pub(crate) tlbis: AtomicUsize,
     /// If set, what the guest does when the script is empty.
     pub(crate) habit: Mutex<Option<Habit>>,
-    /// Whether SHA-256 is accelerated.
+    /// Whether an interrupt is always pending.
+    pub(crate) interrupts: AtomicBool,
+    /// Whether hashes are accelerated.
     pub(crate) accelerated: AtomicBool,
 }
 
@@ -179,6 +181,26 @@ impl Platform for TestPlatform {
         bytes.chunks_exact(64).all(|block| self.sha256_blocks(state, &[block.try_into().unwrap()]))
     }
 
+    fn sha512_blocks(&self, state: &mut [u64; 8], blocks: &[[u8; 128]]) -> bool {
+        if !self.accelerated.load(Relaxed) {
+            return false;
+        }
+        for block in blocks {
+            sha2::compress512(state, &[GenericArray::from(*block)]);
+        }
+        true
+    }
+
+    fn sha512_granule(&self, state: &mut [u64; 8], pa: u64) -> bool {
+        let bytes: Vec<u8> =
+            self.granule(pa).iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).collect();
+        bytes.chunks_exact(128).all(|block| self.sha512_blocks(state, &[block.try_into().unwrap()]))
+    }
+
+    fn interrupt_pending(&self) -> bool {
+        self.interrupts.load(Relaxed)
+    }
+
     fn rec_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
 
     fn rec_run(&self, _cpu: usize, ctx: &RecContext<'_>) -> RealmExit {
@@ -236,6 +258,7 @@ pub(crate) fn new_rmm() -> Rmm<'static, TestPlatform> {
         script: Mutex::new(VecDeque::new()),
         tlbis: AtomicUsize::new(0),
         habit: Mutex::new(None),
+        interrupts: AtomicBool::new(false),
         accelerated: AtomicBool::new(false),
     };
     let metadata: Vec<AtomicU16> = (0..GRANULES).map(|_| AtomicU16::new(0)).collect();

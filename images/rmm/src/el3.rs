@@ -3,18 +3,18 @@
 use cca_abi::rmm_el3::{BootStatus, fid};
 use core::arch::asm;
 
-/// Calls a service with up to three arguments; returns `x0` (zero: done) and `x1`.
+/// Calls a service with up to three arguments; returns `x0` (zero: done), `x1` and `x2`.
 #[inline]
-pub(crate) fn call(fid: u64, a1: u64, a2: u64, a3: u64) -> (u64, u64) {
+pub(crate) fn call(fid: u64, a1: u64, a2: u64, a3: u64) -> [u64; 3] {
     let status: u64;
-    let value: u64;
+    let (first, second);
     // SAFETY: an SMC with a service's arguments; EL3 follows SMCCC and changes no memory but the shared page,
     // which no Rust reference covers.
     unsafe {
-        asm!("smc #0", inlateout("x0") fid => status, inlateout("x1") a1 => value, inlateout("x2") a2 => _,
+        asm!("smc #0", inlateout("x0") fid => status, inlateout("x1") a1 => first, inlateout("x2") a2 => second,
              inlateout("x3") a3 => _, clobber_abi("C"), options(nostack));
     }
-    (status, value)
+    [status, first, second]
 }
 
 /// Ends an RMI command: `results` become the host's `x0..x7`. Returns the next command's `x0..x7`.

@@ -8,6 +8,7 @@
 #[macro_use]
 mod regs;
 
+mod attestation;
 mod console;
 mod debug;
 mod el3;
@@ -42,6 +43,8 @@ struct Boot {
     metadata: u64,
     metadata_len: usize,
     console: u64,
+    shared: u64,
+    version: u64,
 }
 
 /// A value that the primary writes during its boot and everybody reads afterwards.
@@ -160,6 +163,8 @@ fn prepare(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(u64, entry
         metadata,
         metadata_len: granules as usize,
         console: machine.console,
+        shared,
+        version,
     };
     // SAFETY: the primary is alone.
     unsafe { *BOOT.0.get() = Some(boot) };
@@ -211,8 +216,15 @@ extern "C" fn run_primary(cpu: u64) -> ! {
         unsafe { core::slice::from_raw_parts(boot.metadata as *const AtomicU16, boot.metadata_len) };
     let machine = Machine::new(boot.cpus as usize);
     match Rmm::new(machine, &banks[..boot.num_banks], metadata) {
-        // SAFETY: the primary is alone.
-        Ok(rmm) => unsafe { *RMM.0.get() = Some(rmm) },
+        Ok(mut rmm) => {
+            // SAFETY: the primary is alone, and `prepare` has mapped the page.
+            match unsafe { attestation::fetch(boot.shared, boot.version) } {
+                Ok(attestation) => rmm.set_attestation(attestation),
+                Err(error) => console::line(format_args!("no attestation: {error}")),
+            }
+            // SAFETY: the primary is alone.
+            unsafe { *RMM.0.get() = Some(rmm) };
+        }
         Err(error) => {
             console::line(format_args!("cannot start: {error:?}"));
             el3::boot_complete(BootStatus::ManifestDataError, 0);

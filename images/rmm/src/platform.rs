@@ -128,12 +128,12 @@ impl Platform for Machine {
     }
 
     fn delegate(&self, pa: u64) -> Result<(), El3Refused> {
-        let (status, _) = el3::call(fid::GTSI_DELEGATE, pa, 0, 0);
+        let [status, ..] = el3::call(fid::GTSI_DELEGATE, pa, 0, 0);
         if status == 0 { Ok(()) } else { Err(El3Refused) }
     }
 
     fn undelegate(&self, pa: u64) -> Result<(), El3Refused> {
-        let (status, _) = el3::call(fid::GTSI_UNDELEGATE, pa, 0, 0);
+        let [status, ..] = el3::call(fid::GTSI_UNDELEGATE, pa, 0, 0);
         if status == 0 { Ok(()) } else { Err(El3Refused) }
     }
 
@@ -171,6 +171,21 @@ impl Platform for Machine {
     fn sha256_granule(&self, state: &mut [u32; 8], pa: u64) -> bool {
         // SAFETY: the granule is the core's (see `granule`).
         unsafe { hash::sha256(state, pa as *const u8, 64) }
+    }
+
+    fn sha512_blocks(&self, state: &mut [u64; 8], blocks: &[[u8; 128]]) -> bool {
+        // SAFETY: the slice is readable.
+        unsafe { hash::sha512(state, blocks.as_ptr().cast(), blocks.len() as u64) }
+    }
+
+    fn sha512_granule(&self, state: &mut [u64; 8], pa: u64) -> bool {
+        // SAFETY: the granule is the core's (see `granule`).
+        unsafe { hash::sha512(state, pa as *const u8, 32) }
+    }
+
+    fn interrupt_pending(&self) -> bool {
+        // At EL2 these are the physical ones.
+        read_reg!("isr_el1") != 0
     }
 
     fn rec_load(&self, _cpu: usize, ctx: &RecContext<'_>) {

@@ -15,6 +15,8 @@ use rmm::context::{RecContext, word};
 pub(crate) struct Features {
     /// FEAT_SHA256.
     pub(crate) sha256: bool,
+    /// FEAT_SHA512.
+    pub(crate) sha512: bool,
     /// FEAT_MOPS.
     pub(crate) mops: bool,
     /// FEAT_SVE.
@@ -24,6 +26,7 @@ pub(crate) struct Features {
 }
 
 static SHA256: AtomicBool = AtomicBool::new(false);
+static SHA512: AtomicBool = AtomicBool::new(false);
 static SVE: AtomicBool = AtomicBool::new(false);
 static SME: AtomicBool = AtomicBool::new(false);
 
@@ -32,6 +35,7 @@ static SME: AtomicBool = AtomicBool::new(false);
 pub(crate) fn features() -> Features {
     Features {
         sha256: SHA256.load(Relaxed),
+        sha512: SHA512.load(Relaxed),
         mops: RMM_MOPS.load(Relaxed),
         sve: SVE.load(Relaxed),
         sme: SME.load(Relaxed),
@@ -43,6 +47,7 @@ pub(crate) fn init_features() {
     let (pfr0, pfr1, isar0) =
         (read_reg!("id_aa64pfr0_el1"), read_reg!("id_aa64pfr1_el1"), read_reg!("id_aa64isar0_el1"));
     SHA256.store(field(isar0, 12) >= 1, Relaxed);
+    SHA512.store(field(isar0, 12) >= 2, Relaxed);
     RMM_MOPS.store(field(read_reg!(id_aa64isar2_el1!()), 16) != 0, Relaxed);
     SVE.store(field(pfr0, 32) != 0, Relaxed);
     SME.store(field(pfr1, 24) != 0, Relaxed);

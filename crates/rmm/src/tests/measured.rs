@@ -104,8 +104,9 @@ fn the_rim_is_the_hash_of_the_history_with_sha_256() {
 }
 
 #[test]
-fn an_accelerated_sha_256_gives_the_same_rim() {
+fn accelerated_hashes_give_the_same_rim() {
     whole_history(0, true);
+    whole_history(1, true);
 }
 
 #[test]

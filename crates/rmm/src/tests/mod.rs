@@ -2,6 +2,7 @@
 
 extern crate std;
 
+mod attested;
 mod chaos;
 mod host;
 mod life;

@@ -417,24 +417,6 @@ fn ipa_state_get_reports_a_range_of_one_state() {
 }
 
 #[test]
-fn tokens_are_not_there_yet() {
-    let host = Host::new();
-    let (_, rec) = host.active();
-    for (id, args, status) in [
-        (rsi::fid::ATTESTATION_TOKEN_INIT, [0; 3], 4),
-        (rsi::fid::ATTESTATION_TOKEN_CONTINUE, [0, 0, 4096], 2),
-        (rsi::fid::ATTESTATION_TOKEN_CONTINUE, [0, 1, u64::MAX], 1),
-    ] {
-        host.guest_smc(id, &args);
-        host.guest(move |ctx| {
-            assert_eq!(ctx.gpr(0), status);
-            RealmExit::Irq
-        });
-        host.enter_ok(&rec);
-    }
-}
-
-#[test]
 fn cpu_on_starts_another_rec_when_the_host_agrees() {
     let host = Host::new();
     let realm = host.realm();
