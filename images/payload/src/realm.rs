@@ -35,6 +35,7 @@ mod command {
     pub(super) const OFF: u64 = 2;
     pub(super) const FLOATING_POINT: u64 = 3;
     pub(super) const SCRIBBLE: u64 = 4;
+    pub(super) const TOKEN: u64 = 5;
 }
 
 global_asm!(
@@ -61,9 +62,30 @@ realm_program:
     b.eq    3f
     cmp     x2, #4
     b.eq    4f
+    cmp     x2, #5
+    b.eq    5f
     cmp     x2, #3
     b.ne    1b
     fmov    d0, x2
+    b       1b
+    // An attestation token, into the host call's page: last status, bytes, calls.
+5:  mov     x0, #0x0194
+    movk    x0, #0xC400, lsl #16
+    smc     #0
+    mov     x21, #0
+    mov     x22, #0
+6:  mov     x0, #0x0195
+    movk    x0, #0xC400, lsl #16
+    mov     x1, x20
+    mov     x2, #0x400
+    mov     x3, #0xC00
+    smc     #0
+    add     x21, x21, x1
+    add     x22, x22, #1
+    cmp     x0, #3
+    b.eq    6b
+    stp     x0, x21, [x20, #24]
+    str     x22, [x20, #40]
     b       1b
 4:  mov     x3, #-1
     fmov    d0, x3
@@ -267,6 +289,7 @@ fn run(nothing: u64) -> ControlFlow<()> {
     expect_exit("realm-calls-its-host", reason, ExitReason::HostCall)?;
     bench("RMI_REC_ENTER with floating point", ticks, nothing);
     scribble()?;
+    token(nothing)?;
     device(nothing)?;
     first_touch(nothing)?;
     match probe_read(pa(Page::Free)) {
@@ -342,6 +365,79 @@ fn host_registers(set: bool) -> [u64; 11] {
         10 "nop" "mrs x9, vmpidr_el2"
     }
     seen
+}
+
+/// A whole attestation token, and how long an interrupt waits while it is signed.
+fn token(nothing: u64) -> ControlFlow<()> {
+    let result = || [2, 3, 4].map(|n| exit(offset_of!(RecExit, gprs) + n * 8));
+    let (reason, ticks) = enter(command::TOKEN, 0, 0)?;
+    expect_exit("realm-gets-a-token", reason, ExitReason::HostCall)?;
+    let [status, len, calls] = result();
+    expect("realm-gets-a-token", status, 0);
+    expect("realm-gets-a-token-in-one-call", calls, 1);
+    if !(900..0xC00).contains(&len) {
+        check("realm-gets-a-token", Err(format_args!("{len} bytes")));
+    }
+    bench("attestation token", ticks, nothing);
+
+    let (mut longest, mut interrupted) = (0, 0);
+    for after in (50_000..ticks).step_by(37_000) {
+        interrupt::arm(after);
+        let (reason, spent) = enter(command::TOKEN, 0, 0)?;
+        interrupt::disarm();
+        if reason == ExitReason::Irq {
+            interrupted += 1;
+            longest = longest.max(spent.saturating_sub(after));
+            let (reason, _) = enter(command::NOTHING, 0, 0)?;
+            expect_exit("realm-is-interrupted-while-signing", reason, ExitReason::HostCall)?;
+            let [status, again, calls] = result();
+            // At the very end the signature may have been there.
+            if status != 0 || again != len || calls > 2 {
+                check("realm-is-interrupted-while-signing", Err(format_args!("{status} {again} {calls}")));
+            }
+        }
+    }
+    let often = if interrupted < 10 { Err(format_args!("only {interrupted} times")) } else { Ok(()) };
+    check("realm-is-interrupted-while-signing", often);
+    bench("longest wait of an interrupt while a token is signed", longest, nothing);
+    ControlFlow::Continue(())
+}
+
+/// The hypervisor's timer as an interrupt, on the first CPU.
+mod interrupt {
+    use core::arch::asm;
+
+    const GICD_CTLR: usize = 0x0800_0000;
+    /// The first CPU's redistributor, frame of SGIs and PPIs.
+    const GICR_ISENABLER0: usize = 0x080B_0100;
+    const TIMER: u32 = 1 << 26;
+
+    fn write(register: usize, value: u32) {
+        // SAFETY: a register of the GIC, which nothing else in the payload uses.
+        unsafe { core::ptr::with_exposed_provenance_mut::<u32>(register).write_volatile(value) };
+    }
+
+    /// An interrupt in `ticks`. It stays pending, because the payload takes none.
+    pub(super) fn arm(ticks: u64) {
+        write(GICD_CTLR, 0x12);
+        write(GICR_ISENABLER0, TIMER);
+        // SAFETY: the payload takes no interrupts; this only lets them become pending.
+        unsafe {
+            asm!(
+                "msr S3_4_C12_C9_5, {sre}", "isb", "msr S3_0_C4_C6_0, {pmr}", "msr S3_0_C12_C12_7, {one}",
+                "msr cnthp_tval_el2, {ticks}", "msr cnthp_ctl_el2, {one}", "isb",
+                sre = in(reg) 0xF_u64, pmr = in(reg) 0xFF_u64, one = in(reg) 1_u64, ticks = in(reg) ticks,
+                options(nostack),
+            );
+        }
+    }
+
+    /// No interrupt any more.
+    pub(super) fn disarm() {
+        // SAFETY: as in `arm`.
+        unsafe { asm!("msr cnthp_ctl_el2, xzr", "isb", options(nostack)) };
+        write(GICR_ISENABLER0 + 0x80, TIMER);
+    }
 }
 
 /// A load from a device: leaves as an emulatable abort, goes on with the host's value.

@@ -38,6 +38,8 @@ const LIMITS: &[(&str, f64)] = &[
     ("RMI_REC_CREATE", 12000.0),
     ("RMI_REC_ENTER to an immediate host call", 3500.0),
     ("RMI_REC_ENTER with floating point", 4000.0),
+    ("attestation token", 3500000.0),
+    ("longest wait of an interrupt while a token is signed", 120000.0),
     ("RMI_REC_ENTER to a device access", 3000.0),
     ("first touch without a kernel (2 REC_ENTER, DELEGATE, DATA_CREATE_UNKNOWN)", 9000.0),
 ];

@@ -257,7 +257,7 @@ fn the_state_machine_is_that_of_the_specification() {
     let bad: [[u64; 3]; 9] = [
         [BUFFER + 8, 0, 8],
         [SHARED, 0, 8],
-        [u64::MAX & !0xFFF, 0, 8],
+        [!0xFFF, 0, 8],
         [BUFFER, 4096, 0],
         [BUFFER, u64::MAX, 1],
         [BUFFER, 1, u64::MAX],
