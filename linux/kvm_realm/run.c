@@ -4,7 +4,11 @@
  */
 #include <linux/arm-smccc.h>
 #include <linux/hrtimer.h>
+#include <linux/interrupt.h>
+#include <linux/irq.h>
 #include <linux/kvm_host.h>
+#include <linux/of.h>
+#include <linux/of_irq.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -109,11 +113,36 @@ int shim_run_prepare(void)
 }
 
 /*
+ * The interrupt of the CPUs' PMU. A guest's counter that has overflown keeps its line high, so that with the interrupt
+ * enabled each stay in the guest would end at once, before the guest could handle its virtual interrupt.
+ */
+static int pmu_irq;
+
+void shim_find_pmu(void)
+{
+	struct device_node *node = of_find_compatible_node(NULL, NULL, "arm,armv8-pmuv3");
+	int irq;
+
+	if (!node)
+		return;
+	irq = of_irq_get(node, 0);
+	/* One interrupt for all CPUs of one kind, private to each. */
+	if (irq > 0 && irq_is_percpu_devid(irq) && of_irq_get(node, 1) <= 0)
+		pmu_irq = irq;
+	of_node_put(node);
+}
+
+bool shim_can_mask_pmu(void)
+{
+	return pmu_irq > 0;
+}
+
+/*
  * One entry into the guest by the SMC in regs. With interrupts off, last of all, go(ctx) is asked whether to go
  * on; if it says no, or the kernel has work, the SMC is not made and false is returned. A kick that comes
  * after that question is an interrupt that is pending when the SMC is made, which ends it at once: no kick is lost.
  */
-bool shim_run_enter(u64 *regs, bool (*go)(void *), void *ctx)
+bool shim_run_enter(u64 *regs, bool mask_pmu, bool (*go)(void *), void *ctx)
 {
 	preempt_disable();
 	local_irq_disable();
@@ -122,10 +151,16 @@ bool shim_run_enter(u64 *regs, bool (*go)(void *), void *ctx)
 		preempt_enable();
 		return false;
 	}
+	/* What the kernel's own use of the PMU has disabled stays so. */
+	mask_pmu = mask_pmu && pmu_irq > 0 && irq_percpu_is_enabled(pmu_irq);
+	if (mask_pmu)
+		disable_percpu_irq(pmu_irq);
 	guest_timing_enter_irqoff();
 	guest_state_enter_irqoff();
 	shim_smc(regs);
 	guest_state_exit_irqoff();
+	if (mask_pmu)
+		enable_percpu_irq(pmu_irq, IRQ_TYPE_NONE);
 	/* The interrupt that ended the run is taken here, still on the guest's account. */
 	local_irq_enable();
 	isb();

@@ -24,6 +24,14 @@ static bool unsafe_tests;
 module_param(unsafe_tests, bool, 0400);
 MODULE_PARM_DESC(unsafe_tests, "offer debugfs kvm-realm/read_page, which makes the kernel read a page on purpose");
 
+static unsigned int abi = 2;
+module_param(abi, uint, 0444);
+MODULE_PARM_DESC(abi, "the version of the KVM/CCA series whose user ABI is served: 2 to 11 (default 2)");
+
+static unsigned int cap_arm_rme;
+module_param(cap_arm_rme, uint, 0444);
+MODULE_PARM_DESC(cap_arm_rme, "serve KVM_CAP_ARM_RME by this number instead of the version's own");
+
 static u64 stat_of(u32 which)
 {
 	return kvmr_stat(which);
@@ -181,6 +189,8 @@ static int __init shim_start(void)
 		.cpus = num_online_cpus(),
 		.counter_hz = arch_timer_get_cntfrq(),
 		.pseudo_nmi = system_uses_irq_prio_masking(),
+		.abi = abi,
+		.cap_arm_rme = cap_arm_rme,
 	};
 	int err;
 
@@ -195,6 +205,7 @@ static int __init shim_start(void)
 		break;
 	}
 
+	shim_find_pmu();
 	err = kvmr_init(&facts);
 	if (err)
 		return err;

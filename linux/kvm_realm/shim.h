@@ -33,6 +33,8 @@ struct shim_facts {
 	u64 cpus;		/* online now */
 	u64 counter_hz;
 	u64 pseudo_nmi;		/* interrupts are masked by priority, which would keep them from ending a guest's run */
+	u32 abi;		/* module parameter: the version of the series whose ABI is wanted */
+	u32 cap_arm_rme;	/* module parameter: another capability number, 0 for that version's own */
 };
 
 /* What kvmr_stat() answers. */
@@ -57,6 +59,7 @@ void kvmr_release(void *object); /* rust */
 u64 kvmr_vcpu_page(void *object, u64 index); /* rust */
 u64 kvmr_stat(u32 which); /* rust */
 size_t kvmr_stats(char *to, size_t len); /* rust */
+void kvmr_event(void *fire); /* rust */
 
 /* ---- files.c ---- */
 extern const struct file_operations shim_system_fops;
@@ -95,14 +98,26 @@ u32 shim_online_cpus(void);
 u64 shim_id_register(u32 encoding);
 u64 shim_counter(void);
 
+/* ---- events.c ---- */
+long shim_event_get(int fd, void **event);
+void shim_event_hold(void *event);
+void shim_event_put(void *event);
+void shim_event_signal(void *event);
+bool shim_event_same(const void *a, const void *b);
+bool shim_event_closed(const void *event);
+long shim_watch_new(int fd, void *event, void *fire, void **watch);
+void shim_watch_free(void *watch);
+
 /* ---- run.c ---- */
+void shim_find_pmu(void);
+bool shim_can_mask_pmu(void);
 void shim_smc(u64 *regs);
 void *shim_thread_new(void);
 void shim_thread_free(void *t);
 void shim_run_begin(void *t);
 void shim_run_end(void *t);
 int shim_run_prepare(void);
-bool shim_run_enter(u64 *regs, bool (*go)(void *), void *ctx);
+bool shim_run_enter(u64 *regs, bool mask_pmu, bool (*go)(void *), void *ctx);
 int shim_block(void *t, u64 timeout_ns, bool (*wake)(void *), void *ctx);
 void shim_kick(void *t);
 u64 shim_sigmask(u64 mask);

@@ -1,6 +1,6 @@
 //! VMM ↔ module: the KVM ioctl ABI as far as Realms use it, in the numbers of the CCA series v2..v7.
 //!
-//! The layouts stayed the same up to v11; only three magic numbers moved. They are [`Generation`].
+//! The layouts stayed the same up to v11; a few numbers and the meaning of some returns moved. They are [`Generation`].
 
 use core::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -8,10 +8,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Answer of `KVM_GET_API_VERSION`.
 pub const API_VERSION: i64 = 12;
 
-/// The three numbers that moved between generations of the series.
+/// What moved between generations of the series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation {
-    /// For people: which versions of the series.
+    /// The version of the series with which it begins.
+    pub version: u32,
+    /// For people.
     pub name: &'static str,
     /// `KVM_CAP_ARM_RME`.
     pub cap_arm_rme: u32,
@@ -19,11 +21,52 @@ pub struct Generation {
     pub vcpu_rec: u32,
     /// `KVM_ARM_VCPU_RMM_PSCI_COMPLETE`.
     pub psci_complete: u32,
+    /// `KVM_RUN` fails with `EFAULT` when the Realm uses an address otherwise than its attribute says; otherwise it
+    /// returns 0. In both cases the exit is a memory fault.
+    pub fault_is_efault: bool,
+    /// The same for a RIPAS change.
+    pub ripas_is_efault: bool,
+    /// A RIPAS change is carried out when the vCPU runs again, so that user space can move memory first; otherwise it
+    /// is done when user space hears of it.
+    pub ripas_on_next_run: bool,
 }
 
-/// v2 to v7: what the module speaks unless told otherwise.
-pub const GENERATION_V2: Generation =
-    Generation { name: "v2", cap_arm_rme: 300, vcpu_rec: 8, psci_complete: 0x4018_aed2 };
+const V2: Generation = Generation {
+    version: 2,
+    name: "v2",
+    cap_arm_rme: 300,
+    vcpu_rec: 8,
+    psci_complete: 0x4018_aed2,
+    fault_is_efault: false,
+    ripas_is_efault: false,
+    ripas_on_next_run: false,
+};
+const V5: Generation = Generation { version: 5, name: "v5", fault_is_efault: true, ..V2 };
+const V6: Generation = Generation { version: 6, name: "v6", ripas_on_next_run: true, ..V5 };
+const V7: Generation = Generation { version: 7, name: "v7", ripas_is_efault: true, ..V6 };
+const V8: Generation =
+    Generation { version: 8, name: "v8", cap_arm_rme: 240, vcpu_rec: 9, psci_complete: 0x4018_aed6, ..V7 };
+const V9: Generation = Generation { version: 9, name: "v9", cap_arm_rme: 243, ..V8 };
+const V10: Generation = Generation { version: 10, name: "v10", cap_arm_rme: 244, ..V9 };
+
+/// What the module speaks unless told otherwise.
+pub const GENERATION_V2: Generation = V2;
+
+/// All that the module can speak; each goes on until the next begins, the last to v11.
+pub const GENERATIONS: [Generation; 7] = [V2, V5, V6, V7, V8, V9, V10];
+
+impl Generation {
+    /// The generation of a version of the series, 2 to 11.
+    #[must_use]
+    pub fn of(version: u32) -> Option<Self> {
+        let known = (2..=11).contains(&version);
+        GENERATIONS.into_iter().rev().find(|generation| known && generation.version <= version)
+    }
+}
+
+/// A capability of our own, asked on the device or the VM: the generation in bits 30:24, the module's version in 23:16
+/// (major), 15:8 (minor) and 7:0 (patch). 0 from anything that is not kvm-realm.
+pub const CAP_KVM_REALM: u32 = 0x4B52_4C4D;
 
 /// ioctl numbers.
 pub mod ioctl {
@@ -40,6 +83,7 @@ pub mod ioctl {
     pub const REGISTER_COALESCED_MMIO: u32 = 0x4010_ae67;
     pub const UNREGISTER_COALESCED_MMIO: u32 = 0x4010_ae68;
     pub const SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+    pub const ARM_SET_DEVICE_ADDR: u32 = 0x4010_aeab;
     pub const IRQFD: u32 = 0x4020_ae76;
     pub const IOEVENTFD: u32 = 0x4040_ae79;
     pub const RUN: u32 = 0xae80;
@@ -123,6 +167,7 @@ pub mod cap {
     pub const MEMORY_FAULT_INFO: u32 = 232;
     pub const MEMORY_ATTRIBUTES: u32 = 233;
     pub const GUEST_MEMFD: u32 = 234;
+    pub const ARM_WRITABLE_IMP_ID_REGS: u32 = 239;
 }
 
 /// `KVM_CREATE_VM` type: IPA bits.
@@ -215,6 +260,23 @@ pub mod vcpu_attr {
     pub const GRP_PVTIME: u32 = 2;
     pub const TIMER_IRQ_VTIMER: u64 = 0;
     pub const TIMER_IRQ_PTIMER: u64 = 1;
+    pub const PMU_V3_IRQ: u64 = 0;
+    pub const PMU_V3_INIT: u64 = 1;
+}
+
+/// Groups and attributes of a VM.
+pub mod vm_attr {
+    #![allow(missing_docs)]
+    pub const GRP_SMCCC: u32 = 0;
+    pub const SMCCC_FILTER: u64 = 0;
+}
+
+/// `action` of an SMCCC filter.
+pub mod smccc_action {
+    #![allow(missing_docs)]
+    pub const HANDLE: u8 = 0;
+    pub const DENY: u8 = 1;
+    pub const FWD_TO_USER: u8 = 2;
 }
 
 /// Register identifiers of `KVM_{GET,SET}_ONE_REG`.
@@ -256,6 +318,8 @@ pub mod exit {
 
     /// `flags` of a memory fault: the access was to private memory.
     pub const MEMORY_FAULT_PRIVATE: u64 = 1 << 3;
+    /// `flags` of a hypercall: the guest used SMC.
+    pub const HYPERCALL_SMC: u64 = 1;
 }
 
 /// Offsets in `struct kvm_run`, the page shared with user space.
@@ -282,6 +346,15 @@ pub mod run {
     pub const HYPERCALL_NR: usize = 32;
     pub const HYPERCALL_ARGS: usize = 40;
     pub const HYPERCALL_RET: usize = 88;
+    pub const HYPERCALL_FLAGS: usize = 96;
+    /// In the second page: the ring's consumer and producer indices, then its entries.
+    pub const RING_FIRST: usize = 0;
+    pub const RING_LAST: usize = 4;
+    pub const RING_ENTRIES: usize = 8;
+    /// Bytes of an entry: address u64, length u32, padding, data [u8; 8].
+    pub const RING_ENTRY: usize = 24;
+    /// Entries in the ring.
+    pub const RING_LEN: u32 = 170;
 }
 
 macro_rules! abi_struct {
@@ -365,4 +438,53 @@ abi_struct! {
         serror_pending: u8 = 0, serror_has_esr: u8 = 1, ext_dabt_pending: u8 = 2, pad: [u8; 5] = 3,
         serror_esr: u64 = 8, reserved: [u32; 12] = 16,
     }
+}
+abi_struct! {
+    /// `struct kvm_smccc_filter`.
+    SmcccFilter, 24, { base: u32 = 0, nr_functions: u32 = 4, action: u8 = 8, pad: [u8; 15] = 9 }
+}
+abi_struct! {
+    /// `struct reg_mask_range`.
+    RegMaskRange, 64, { addr: u64 = 0, range: u32 = 8, reserved: [u32; 13] = 12 }
+}
+abi_struct! {
+    /// `struct kvm_irqfd`.
+    Irqfd, 32, { fd: u32 = 0, gsi: u32 = 4, flags: u32 = 8, resamplefd: u32 = 12, pad: [u8; 16] = 16 }
+}
+abi_struct! {
+    /// `struct kvm_ioeventfd`.
+    Ioeventfd, 64, {
+        datamatch: u64 = 0, addr: u64 = 8, len: u32 = 16, fd: i32 = 20, flags: u32 = 24, pad: [u8; 36] = 28,
+    }
+}
+abi_struct! {
+    /// `struct kvm_msi`.
+    Msi, 32, {
+        address_lo: u32 = 0, address_hi: u32 = 4, data: u32 = 8, flags: u32 = 12, devid: u32 = 16,
+        pad: [u8; 12] = 20,
+    }
+}
+abi_struct! {
+    /// `struct kvm_irq_routing`, without its entries.
+    IrqRouting, 8, { nr: u32 = 0, flags: u32 = 4 }
+}
+abi_struct! {
+    /// `struct kvm_irq_routing_entry`.
+    IrqRoutingEntry, 48, { gsi: u32 = 0, kind: u32 = 4, flags: u32 = 8, pad: u32 = 12, u: [u32; 8] = 16 }
+}
+abi_struct! {
+    /// `struct kvm_coalesced_mmio_zone`.
+    CoalescedZone, 16, { addr: u64 = 0, size: u32 = 8, pio: u32 = 12 }
+}
+
+/// Flags and kinds of `KVM_IRQFD`, `KVM_IOEVENTFD` and `KVM_SET_GSI_ROUTING`.
+pub mod event {
+    #![allow(missing_docs)]
+    pub const IRQFD_DEASSIGN: u32 = 1;
+    pub const IRQFD_RESAMPLE: u32 = 2;
+    pub const IOEVENTFD_DATAMATCH: u32 = 1;
+    pub const IOEVENTFD_DEASSIGN: u32 = 4;
+    pub const ROUTING_IRQCHIP: u32 = 1;
+    pub const ROUTING_MSI: u32 = 2;
+    pub const MSI_VALID_DEVID: u32 = 1;
 }

@@ -1,4 +1,4 @@
-//! Device files: the vGIC's attributes.
+//! Device files: attributes of the vGIC and of the ITS.
 
 use alloc::sync::Arc;
 
@@ -8,9 +8,20 @@ use crate::errno::{Errno, Result};
 use crate::kernel::{Kernel, read_user, write_user};
 use crate::vm::Vm;
 
+/// `KVM_DEV_ARM_ITS_CTRL_RESET`.
+const ITS_CTRL_RESET: u64 = 4;
+
+/// Which device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    Vgic,
+    Its,
+}
+
 /// The file that `KVM_CREATE_DEVICE` makes.
 pub struct Device<K: Kernel> {
     pub(crate) vm: Arc<Vm<K>>,
+    pub(crate) kind: DeviceKind,
 }
 
 impl<K: Kernel> Device<K> {
@@ -27,7 +38,14 @@ impl<K: Kernel> Device<K> {
         if attr.flags != 0 {
             return Err(Errno::EINVAL);
         }
-        let vgic = self.vm.vgic.get().ok_or(Errno::ENXIO)?;
+        match self.kind {
+            DeviceKind::Vgic => self.vgic(command, &attr),
+            DeviceKind::Its => self.its(command, &attr),
+        }
+    }
+
+    fn vgic(&self, command: u32, attr: &DeviceAttr) -> Result {
+        let vgic = self.vm.vgic().ok_or(Errno::ENXIO)?;
         let size = vgic.attr_size(attr.group, attr.attr)?;
         if command == ioctl::HAS_DEVICE_ATTR {
             return Ok(0);
@@ -51,6 +69,29 @@ impl<K: Kernel> Device<K> {
         match size {
             4 => write_user(kernel, attr.addr, &u32::try_from(value).map_err(|_| Errno::EIO)?)?,
             _ => write_user(kernel, attr.addr, &value)?,
+        }
+        Ok(0)
+    }
+
+    fn its(&self, command: u32, attr: &DeviceAttr) -> Result {
+        let kernel = &self.vm.kernel;
+        let its = self.vm.irqs.its.get().ok_or(Errno::ENXIO)?;
+        let vgic = self.vm.vgic().ok_or(Errno::ENXIO)?;
+        match (attr.group, attr.attr, command) {
+            (vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, ioctl::SET_DEVICE_ATTR) => {
+                let base = read_user(kernel, attr.addr)?;
+                its.set_address(vgic.limits(), base)?;
+            }
+            (vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, ioctl::GET_DEVICE_ATTR) => {
+                write_user(kernel, attr.addr, &its.address().unwrap_or(u64::MAX))?;
+            }
+            // It works from its address on; this is where KVM allocates.
+            (vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, ioctl::SET_DEVICE_ATTR) => {}
+            (vgic_attr::GRP_CTRL, ITS_CTRL_RESET, ioctl::SET_DEVICE_ATTR) => its.reset(vgic),
+            (vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, _)
+            | (vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT | ITS_CTRL_RESET, ioctl::HAS_DEVICE_ATTR) => {}
+            // Saving and restoring state is not for Realms.
+            _ => return Err(Errno::ENXIO),
         }
         Ok(0)
     }

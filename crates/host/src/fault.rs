@@ -148,6 +148,17 @@ impl<K: Kernel> Vm<K> {
         Ok(Fault::Resolved)
     }
 
+    /// Where the part of `[base, top)` ends that a slot with private memory backs from `base` on, if any.
+    pub(crate) fn ripas_range(&self, base: u64, top: u64) -> Result<Option<u64>> {
+        let aligned = base % PAGE_SIZE == 0 && top % PAGE_SIZE == 0;
+        if !aligned || base >= top || top > self.geometry.protected_end() {
+            return Err(Errno::EIO);
+        }
+        let memory = self.memory.lock();
+        let slot = memory.slots.find(base).filter(|slot| slot.gmem.is_some());
+        Ok(slot.map(|slot| slot.end().min(top)))
+    }
+
     /// The Realm asks for `[base, top)` to become `ripas`. Part of it may be done: the Realm asks again for the rest.
     /// RAM is granted only where a slot can back it.
     pub(crate) fn change_ripas(&self, rec: u64, base: u64, top: u64, ripas: Ripas) -> Result<RipasChange> {

@@ -11,6 +11,7 @@
 //! - Owned things (`Page`, `UserPage`) give back what they hold when they are dropped, in process context. A page that
 //!   belongs to the Realm world is never dropped (see [`crate::granule::Delegated`]).
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -66,6 +67,10 @@ pub trait Kernel: Clone + Send + Sync + 'static {
     type AddressSpace: Send + Sync + 'static;
     /// The kernel's side of the thread that runs one vCPU.
     type VcpuThread: VcpuThread;
+    /// An eventfd.
+    type EventFd: EventFd;
+    /// A hook into an eventfd. Dropping it unhooks, and waits for a call that is under way.
+    type Watch: Send + Sync + 'static;
 
     /// Secure monitor call. Any context.
     fn smc(&self, regs: &mut SmcRegs);
@@ -127,6 +132,26 @@ pub trait Kernel: Clone + Send + Sync + 'static {
 
     /// The object behind a file descriptor of the calling process that [`Self::install_fd`] made, if it is one.
     fn file_object(&self, fd: i32) -> Option<FileObject<Self>>;
+
+    /// The eventfd behind a file descriptor of the calling process.
+    ///
+    /// # Errors
+    /// `EBADF` without such a descriptor, `EINVAL` if it is something else.
+    fn eventfd(&self, fd: i32) -> Result<Self::EventFd>;
+
+    /// Calls `fire` whenever somebody signals `event`, and takes the signal; at once if it is signalled already. `fire`
+    /// is called in any context, with interrupts off; it must not allocate, free or sleep. It is dropped with the hook,
+    /// in process context.
+    ///
+    /// # Errors
+    /// `ENOMEM` and others; `fire` is dropped.
+    fn watch(&self, event: &Self::EventFd, fire: Box<dyn Fn() + Send + Sync>) -> Result<Self::Watch>;
+
+    /// Whether the interrupt of the CPUs' PMU can be masked around a stay in a guest, without which a guest's counter
+    /// that has overflown would end each stay at once.
+    fn can_mask_pmu(&self) -> bool {
+        false
+    }
 
     /// Makes the kernel's side of one vCPU.
     fn new_vcpu_thread(&self) -> Self::VcpuThread;
@@ -195,6 +220,16 @@ pub trait UserPage: Send + Sync + Sized + 'static {
     fn pa(&self) -> u64;
 }
 
+/// A reference to an eventfd.
+pub trait EventFd: Clone + Send + Sync + 'static {
+    /// Signals it. Any context.
+    fn signal(&self);
+    /// Whether the other is a reference to the same.
+    fn is_same(&self, other: &Self) -> bool;
+    /// Whether nobody has it open any more. May be late in saying so.
+    fn is_closed(&self) -> bool;
+}
+
 /// What happened at [`VcpuThread::enter`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -224,8 +259,9 @@ pub trait VcpuThread: Send + Sync + 'static {
     fn prepare(&self) -> Result<()>;
 
     /// One entry into the guest. With interrupts off, and last of all, asks `last_check`; if that says yes and the
-    /// kernel has no work for the thread, makes the SMC in `regs`, then takes the interrupt that ended it.
-    fn enter(&self, regs: &mut SmcRegs, last_check: &mut dyn FnMut() -> bool) -> Entry;
+    /// kernel has no work for the thread, makes the SMC in `regs`, then takes the interrupt that ended it. With
+    /// `mask_pmu` the PMU's interrupt is masked meanwhile, see [`Kernel::can_mask_pmu`].
+    fn enter(&self, regs: &mut SmcRegs, mask_pmu: bool, last_check: &mut dyn FnMut() -> bool) -> Entry;
 
     /// Sleeps until `wake` says yes after a kick (or at once), the counter has reached `deadline`, or a signal is
     /// pending. `wake` is called without locks held but must not sleep.

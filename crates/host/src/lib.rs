@@ -10,9 +10,9 @@
 //! | [`system`] | the device node: what can this machine do, make a VM |
 //! | [`vm`], [`caps`], [`realm`] | the VM file: its ioctls, its life from nothing to a running Realm and back |
 //! | [`memory`], [`slots`], [`gmem`], [`rtt`], [`populate`], [`fault`] | who owns which page, and what the Realm sees where |
-//! | [`vcpu`], [`regs`], [`rec`] | the vCPU file and the REC behind it |
-//! | [`run`], [`mmio`], [`psci`], [`hostcall`], [`timer`] | `KVM_RUN`, and what to do with each exit |
-//! | [`irqchip`], [`device`], [`vgic`] | interrupts |
+//! | [`vcpu`], `vcpu_attr`, [`regs`], [`rec`] | the vCPU file and the REC behind it |
+//! | [`run`], [`mmio`], [`psci`], [`hostcall`], [`smccc`], [`timer`] | `KVM_RUN`, and what to do with each exit |
+//! | [`irqchip`], `events`, [`device`], [`vgic`] | interrupts, eventfds |
 //! | [`rmi`], [`granule`], [`stats`] | calling the RMM; pages that belong to the Realm world; counters |
 //!
 //! # Locks, outermost first
@@ -21,7 +21,8 @@
 //! 2. a vCPU's state, held for the whole of `KVM_RUN`.
 //! 3. [`vm::Vm::memory`]: slots, attributes, translation tables, and so every RMI command that changes a mapping.
 //! 4. a guest_memfd's pages.
-//! 5. spin locks: inside the vGIC.
+//! 5. eventfds, and the orders of an ITS. Memory (3) may be taken inside the latter.
+//! 6. spin locks: routing of interrupts, ioeventfds, and inside the vGIC.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ extern crate std;
 pub mod caps;
 pub mod device;
 pub mod errno;
+mod events;
 pub mod fault;
 pub mod files;
 pub mod gmem;
@@ -51,11 +53,13 @@ pub mod rmi;
 pub mod rtt;
 pub mod run;
 pub mod slots;
+pub mod smccc;
 pub mod sparse;
 pub mod stats;
 pub mod system;
 pub mod timer;
 pub mod vcpu;
+mod vcpu_attr;
 pub mod vgic;
 pub mod vm;
 
@@ -64,6 +68,6 @@ pub use files::FileObject;
 pub use gmem::Gmem;
 pub use kernel::Kernel;
 pub use stats::Stats;
-pub use system::{ABI_GENERATION, ProbeError, System, SystemConfig};
+pub use system::{ProbeError, System, SystemConfig};
 pub use vcpu::{Vcpu, VcpuFile};
 pub use vm::Vm;

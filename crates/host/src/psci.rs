@@ -13,6 +13,7 @@ use cca_abi::psci::{Code, fid};
 use crate::errno::{Errno, Result};
 use crate::kernel::Kernel;
 use crate::run::{Next, Runner};
+use crate::smccc::Action;
 use crate::vcpu::{Vcpu, VcpuFile};
 use crate::vm::Vm;
 
@@ -39,7 +40,14 @@ impl<K: Kernel> Runner<'_, K> {
     pub(crate) fn psci_exit(&mut self, switched_on: u32) -> Result<Next> {
         let rec = self.state.rec.as_ref().ok_or(Errno::EPERM)?;
         let (function, argument) = (rec.run.gpr(0) & 0xFFFF_FFFF, rec.run.gpr(1));
+        let action = self.vm.smccc.lock().action(function);
         match function {
+            _ if action == Action::ToUser => Ok(self.call_exit(function, false)),
+            fid::CPU_ON_32 | fid::CPU_ON_64 if action == Action::Deny => {
+                self.complete(argument, Code::Denied)?;
+                Ok(Next::Enter)
+            }
+
             fid::CPU_SUSPEND_32 | fid::CPU_SUSPEND_64 => {
                 self.state.waiting = true;
                 Ok(Next::Enter)
@@ -54,7 +62,7 @@ impl<K: Kernel> Runner<'_, K> {
                 Ok(Next::Enter)
             }
             fid::CPU_ON_32 | fid::CPU_ON_64 => {
-                let target = self.complete(argument)?;
+                let target = self.complete(argument, Code::Success)?;
                 {
                     let _power = self.vm.power.lock();
                     target.switched_on.fetch_add(1, SeqCst);
@@ -64,7 +72,7 @@ impl<K: Kernel> Runner<'_, K> {
                 Ok(Next::Enter)
             }
             fid::AFFINITY_INFO_32 | fid::AFFINITY_INFO_64 => {
-                self.complete(argument)?;
+                self.complete(argument, Code::Success)?;
                 Ok(Next::Enter)
             }
             fid::SYSTEM_OFF => {
@@ -82,8 +90,8 @@ impl<K: Kernel> Runner<'_, K> {
         }
     }
 
-    /// Allows a call that concerns the vCPU with this MPIDR.
-    fn complete(&self, mpidr: u64) -> Result<&Vcpu<K>> {
+    /// Allows or denies a call that concerns the vCPU with this MPIDR.
+    fn complete(&self, mpidr: u64, code: Code) -> Result<&Vcpu<K>> {
         let calling = self.vcpu.rec().ok_or(Errno::ENXIO)?;
         let target = self.vm.vcpu_by_mpidr(mpidr);
         let Some((target, rec)) = target.and_then(|vcpu| Some((vcpu, vcpu.rec()?))) else {
@@ -91,7 +99,7 @@ impl<K: Kernel> Runner<'_, K> {
                 .log_error(format_args!("realm: PSCI call for a vCPU that is not there, MPIDR {mpidr:#x}"));
             return Err(Errno::ENXIO);
         };
-        self.vm.rmi.psci_complete(calling, rec, Code::Success.to_register()).map_err(|error| {
+        self.vm.rmi.psci_complete(calling, rec, code.to_register()).map_err(|error| {
             self.vm.rmi.log("complete a PSCI call", error);
             Errno::from(error)
         })?;

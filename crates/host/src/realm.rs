@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 use core::mem::offset_of;
 
-use cca_abi::kvm::{self, rme};
-use cca_abi::rmi::{HashAlgorithm, RealmParams};
+use cca_abi::kvm::{self, rme, vcpu_feature};
+use cca_abi::rmi::{HashAlgorithm, RealmParams, realm_flags};
 
 use crate::errno::{Errno, Result};
 use crate::granule::Delegated;
@@ -52,6 +52,10 @@ pub struct Control<K: Kernel> {
     rpv: [u8; 64],
     realm: Option<Realm<K>>,
 }
+
+/// What all vCPUs of a Realm have alike: vector length in units of 128 bits (`None` without SVE), and whether there is
+/// a PMU.
+pub(crate) type Extras = (Option<u8>, bool);
 
 impl<K: Kernel> Default for Control<K> {
     fn default() -> Self {
@@ -135,12 +139,14 @@ impl<K: Kernel> Vm<K> {
         if self.realm_state() != RealmState::None {
             return Err(Errno::EEXIST);
         }
+        let extras = self.choose_extras()?;
         let vmid = self.system.vmids.lock().take().ok_or(Errno::ENOSPC)?;
-        let created = self.build_rd(&control, vmid);
+        let created = self.build_rd(&control, vmid, extras);
         match created {
             Ok(realm) => {
                 self.memory.lock().rtt = Some(Rtt::new(realm.rd.pa(), self.geometry));
                 control.realm = Some(realm);
+                self.set_realm_extras(extras);
                 self.set_realm_state(RealmState::New);
                 Ok(0)
             }
@@ -153,8 +159,34 @@ impl<K: Kernel> Vm<K> {
         }
     }
 
+    /// The vCPUs that exist must agree, and have finished choosing.
+    fn choose_extras(&self) -> Result<Extras> {
+        let mut chosen = None;
+        for vcpu in self.vcpus() {
+            let state = vcpu.state.lock();
+            if state.features.is_none() {
+                continue;
+            }
+            let own = (state.sve_choice(), state.has(vcpu_feature::PMU_V3));
+            let ready = own.0.is_none() || state.sve_finalized;
+            if !ready || *chosen.get_or_insert(own) != own {
+                self.log_error(format_args!(
+                    "vcpu: {} has another vector length or PMU than others, or SVE is not finalized",
+                    vcpu.id
+                ));
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok(chosen.unwrap_or((None, false)))
+    }
+
     /// The error says whether the RMM has forgotten the VMID.
-    fn build_rd(&self, control: &Control<K>, vmid: u16) -> core::result::Result<Realm<K>, (Errno, bool)> {
+    fn build_rd(
+        &self,
+        control: &Control<K>,
+        vmid: u16,
+        (sve_vq, pmu): Extras,
+    ) -> core::result::Result<Realm<K>, (Errno, bool)> {
         let clean = |errno| (errno, true);
         let geometry = &self.geometry;
         let s2sz = u8::try_from(geometry.ipa_bits).map_err(|_| clean(Errno::EINVAL))?;
@@ -178,6 +210,17 @@ impl<K: Kernel> Vm<K> {
         }
         let debug = self.debug_counts.load(core::sync::atomic::Ordering::Relaxed).to_le_bytes();
         // Field by field: a structure of 4 KiB is too much for a kernel stack.
+        let mut flags = 0;
+        if let Some(vq) = sve_vq {
+            flags |= realm_flags::SVE;
+            params_page.store_u8(offset_of!(RealmParams, sve_vl), vq.saturating_sub(1));
+        }
+        if pmu {
+            flags |= realm_flags::PMU;
+            let counters = self.pmu_counters.load(core::sync::atomic::Ordering::Relaxed);
+            params_page.store_u8(offset_of!(RealmParams, pmu_num_ctrs), counters.to_le_bytes()[0]);
+        }
+        params_page.store_u64(offset_of!(RealmParams, flags), flags);
         params_page.store_u8(offset_of!(RealmParams, s2sz), s2sz);
         params_page.store_u8(offset_of!(RealmParams, num_bps), debug[0]);
         params_page.store_u8(offset_of!(RealmParams, num_wps), debug[1]);

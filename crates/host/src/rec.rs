@@ -190,6 +190,11 @@ impl<K: Kernel> RunPage<K> {
         ]
     }
 
+    /// Whether a counter of the PMU has overflown.
+    pub(crate) fn pmu_overflow(&self) -> bool {
+        self.page.load_u8(exit(offset_of!(RecExit, pmu_ovf_status))) != 0
+    }
+
     /// Base, top and value of a RIPAS change.
     pub(crate) fn ripas(&self) -> (u64, u64, u8) {
         (

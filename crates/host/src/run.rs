@@ -3,7 +3,7 @@
 
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use cca_abi::kvm::{self, run};
+use cca_abi::kvm::{self, run, vcpu_feature};
 use cca_abi::rmi::{ExitReason, MAX_LRS, Ripas, Status, enter_flags};
 
 use crate::errno::{Errno, Result};
@@ -11,8 +11,10 @@ use crate::fault::{Fault, RipasChange};
 use crate::hostcall;
 use crate::irqchip::VmVgic;
 use crate::kernel::{Entry, Kernel, LogLevel, PAGE_SIZE, Page, VcpuThread};
+use crate::mmio::loaded;
 use crate::realm::RealmState;
 use crate::rmi::Rmi;
+use crate::smccc::Action;
 use crate::vcpu::{Pending, Vcpu, VcpuFile, VcpuState};
 use crate::vm::Vm;
 
@@ -23,6 +25,8 @@ pub(crate) enum Next {
     Enter,
     /// User space must be asked: `kvm_run` says what.
     ToUser,
+    /// The same, and `KVM_RUN` fails with `EFAULT`, as KVM does for memory faults.
+    Fault,
 }
 
 /// One call of `KVM_RUN`.
@@ -46,7 +50,7 @@ impl<K: Kernel> VcpuFile<K> {
         if state.rec.is_none() || vm.realm_state() != RealmState::Active {
             return Err(Errno::EPERM);
         }
-        let vgic = vm.vgic.get().ok_or(Errno::EOPNOTSUPP)?;
+        let vgic = vm.vgic().ok_or(Errno::EOPNOTSUPP)?;
         vgic.start().map_err(|error| {
             vm.log_error(format_args!("vgic: it cannot start as configured: {error:?}"));
             Errno::EINVAL
@@ -54,13 +58,17 @@ impl<K: Kernel> VcpuFile<K> {
         vm.has_run.store(true, Relaxed);
         vcpu.run.store_u32(run::EXIT_REASON, kvm::exit::UNKNOWN);
 
-        if let Pending::MmioRead(len) = state.pending {
+        if state.has(vcpu_feature::PMU_V3) && !state.pmu_ready {
+            return Err(Errno::EINVAL);
+        }
+        if let Pending::MmioRead(len, esr) = state.pending {
             let value = (0..len.min(8))
                 .rev()
                 .fold(0, |value, byte| value << 8 | u64::from(vcpu.run.load_u8(run::MMIO_DATA + byte)));
-            state.pending = Pending::Emulated(Some(value));
+            state.pending = Pending::Emulated(Some(loaded(esr, value)));
         }
         state.user_mmio = false;
+        state.user_call = None;
         if vcpu.run.load_u8(run::IMMEDIATE_EXIT) != 0 {
             vcpu.run.store_u32(run::EXIT_REASON, kvm::exit::INTR);
             return Err(Errno::EINTR);
@@ -84,6 +92,7 @@ impl<K: Kernel> Runner<'_, K> {
             match self.step() {
                 Ok(Next::Enter) => {}
                 Ok(Next::ToUser) => return Ok(0),
+                Ok(Next::Fault) => return Err(Errno::EFAULT),
                 Err(errno) => {
                     if errno == Errno::EINTR {
                         self.set_exit(kvm::exit::INTR);
@@ -115,10 +124,19 @@ impl<K: Kernel> Runner<'_, K> {
             return self.wait();
         }
 
+        if let Pending::RipasChange(base, top, ripas) = self.state.pending {
+            // What cannot be done, the Realm asks for again.
+            let pa = self.state.rec.as_ref().ok_or(Errno::EPERM)?.pa();
+            self.state.pending = match self.vm.change_ripas(pa, base, top, ripas)? {
+                RipasChange::Rejected => Pending::RipasRejected,
+                RipasChange::Changed(_) | RipasChange::Unbacked => Pending::None,
+            };
+        }
+
         let rec = self.state.rec.as_ref().ok_or(Errno::EPERM)?;
         let mut flags = enter_flags::TRAP_WFI;
         match &self.state.pending {
-            Pending::None | Pending::MmioRead(_) => {}
+            Pending::None | Pending::MmioRead(..) | Pending::RipasChange(..) => {}
             Pending::Emulated(value) => {
                 flags |= enter_flags::EMUL_MMIO;
                 rec.run.set_gpr(0, value.unwrap_or(0));
@@ -138,7 +156,7 @@ impl<K: Kernel> Runner<'_, K> {
         let mut regs = Rmi::<K>::rec_enter_regs(rec.pa(), rec.run.pa());
         // News that came before the store is seen by what follows it; news after it is seen by the load, or its kick
         // ends the run.
-        let entry = vcpu.thread.enter(&mut regs, &mut || {
+        let entry = vcpu.thread.enter(&mut regs, self.state.pmu_line, &mut || {
             vcpu.news.store(false, SeqCst);
             if !Self::may_run(vm, vcpu) {
                 return false;
@@ -151,12 +169,12 @@ impl<K: Kernel> Runner<'_, K> {
         });
         if entry == Entry::Refused {
             if flushed {
-                vm.kick(&vgic.cancel(vcpu.index));
+                vm.irqs.kick(&vgic.cancel(vcpu.index));
             }
             return Ok(Next::Enter);
         }
         if let Err(error) = vm.rmi.rec_entered(&regs) {
-            vm.kick(&vgic.cancel(vcpu.index));
+            vm.irqs.kick(&vgic.cancel(vcpu.index));
             return self.not_entered(error, switched_on);
         }
         self.state.maybe_off = false;
@@ -166,9 +184,19 @@ impl<K: Kernel> Runner<'_, K> {
 
         let gic = rec.run.gic(lrs);
         let timers = rec.run.timers();
-        vm.kick(&vgic.sync(vcpu.index, &gic).kick);
+        let overflow = rec.run.pmu_overflow();
+        let outcome = vgic.sync(vcpu.index, &gic);
+        vm.irqs.kick(&outcome.kick);
+        if !outcome.ended.is_empty() {
+            vm.irqs.ended(&outcome.ended);
+        }
         let lines = self.state.timers.exited(timers);
         self.drive_timers(lines);
+        if overflow != self.state.pmu_line {
+            self.state.pmu_line = overflow;
+            // Nobody else waits for this vCPU's own interrupt.
+            let _ = vgic.set_ppi(vcpu.index, vm.pmu_irq.load(Relaxed), overflow);
+        }
 
         match ExitReason::try_from(reason) {
             Ok(ExitReason::Irq | ExitReason::Fiq) => Ok(Next::Enter),
@@ -184,8 +212,13 @@ impl<K: Kernel> Runner<'_, K> {
                 for (index, gpr) in self.state.host_call.iter_mut().enumerate() {
                     *gpr = rec.run.gpr(index);
                 }
-                hostcall::handle(&mut self.state.host_call);
                 self.state.pending = Pending::HostCall;
+                let function = self.state.host_call[0];
+                match vm.smccc.lock().action(function) {
+                    Action::Handle => hostcall::handle(&mut self.state.host_call),
+                    Action::Deny => self.state.host_call[0] = cca_abi::smccc::NOT_SUPPORTED,
+                    Action::ToUser => return Ok(self.call_exit(function, true)),
+                }
                 Ok(Next::Enter)
             }
             Err(other) => {
@@ -247,13 +280,32 @@ impl<K: Kernel> Runner<'_, K> {
         Ok(Next::Enter)
     }
 
-    pub(crate) fn memory_fault(&self, gpa: u64, size: u64, private: bool) -> Next {
+    /// Tells user space of a call. The answer to a host call is what the registers then hold.
+    pub(crate) fn call_exit(&mut self, function: u64, host_call: bool) -> Next {
+        if let Some(rec) = &self.state.rec {
+            for (index, gpr) in self.state.host_call.iter_mut().enumerate() {
+                *gpr = rec.run.gpr(index);
+            }
+        }
+        let page = &self.vcpu.run;
+        page.store_u64(run::HYPERCALL_NR, function);
+        for (n, argument) in self.state.host_call[1..7].iter().enumerate() {
+            page.store_u64(run::HYPERCALL_ARGS + 8 * n, *argument);
+        }
+        page.store_u64(run::HYPERCALL_RET, 0);
+        page.store_u64(run::HYPERCALL_FLAGS, if host_call { 0 } else { kvm::exit::HYPERCALL_SMC });
+        self.state.user_call = Some(host_call);
+        self.set_exit(kvm::exit::HYPERCALL);
+        Next::ToUser
+    }
+
+    pub(crate) fn memory_fault(&self, gpa: u64, size: u64, private: bool, fails: bool) -> Next {
         let page = &self.vcpu.run;
         page.store_u64(run::MEMORY_FAULT_FLAGS, if private { kvm::exit::MEMORY_FAULT_PRIVATE } else { 0 });
         page.store_u64(run::MEMORY_FAULT_GPA, gpa);
         page.store_u64(run::MEMORY_FAULT_SIZE, size);
         self.set_exit(kvm::exit::MEMORY_FAULT);
-        Next::ToUser
+        if fails { Next::Fault } else { Next::ToUser }
     }
 
     pub(crate) fn system_event(&self, event: u32) -> Next {
@@ -265,14 +317,15 @@ impl<K: Kernel> Runner<'_, K> {
         Next::ToUser
     }
 
-    pub(crate) fn mmio_exit(&mut self, gpa: u64, len: usize, store: Option<u64>) -> Next {
+    pub(crate) fn mmio_exit(&mut self, gpa: u64, len: usize, store: Option<u64>, esr: u64) -> Next {
         let page = &self.vcpu.run;
         page.store_u64(run::MMIO_PHYS_ADDR, gpa);
         page.store_bytes(run::MMIO_DATA, &store.unwrap_or(0).to_le_bytes());
         page.store_u32(run::MMIO_LEN, u32::try_from(len).unwrap_or(0));
         page.store_u8(run::MMIO_IS_WRITE, u8::from(store.is_some()));
         self.set_exit(kvm::exit::MMIO);
-        self.state.pending = if store.is_some() { Pending::Emulated(None) } else { Pending::MmioRead(len) };
+        self.state.pending =
+            if store.is_some() { Pending::Emulated(None) } else { Pending::MmioRead(len, esr) };
         self.state.user_mmio = true;
         Next::ToUser
     }
@@ -292,7 +345,7 @@ impl<K: Kernel> Runner<'_, K> {
                 let value = rec.run.gpr(0);
                 match self.vgic.sysreg_write(self.vcpu.index, esr, value) {
                     Some(kicked) => {
-                        self.vm.kick(&kicked);
+                        self.vm.irqs.kick(&kicked);
                         Ok(Next::Enter)
                     }
                     None => {
@@ -333,12 +386,13 @@ impl<K: Kernel> Runner<'_, K> {
                 return Err(Errno::EFAULT);
             }
         }
+        let fails = self.vm.system.generation().fault_is_efault;
         let shared_bit = self.vm.geometry.shared_bit();
         let gpa = ipa & !shared_bit;
         if ipa & shared_bit == 0 {
             return Ok(match self.vm.private_fault(gpa)? {
                 Fault::Resolved => Next::Enter,
-                Fault::ToUser | Fault::NoSlot => self.memory_fault(gpa, PAGE_SIZE, true),
+                Fault::ToUser | Fault::NoSlot => self.memory_fault(gpa, PAGE_SIZE, true, fails),
             });
         }
         if !data {
@@ -347,7 +401,7 @@ impl<K: Kernel> Runner<'_, K> {
         }
         match self.vm.shared_fault(gpa)? {
             Fault::Resolved => Ok(Next::Enter),
-            Fault::ToUser => Ok(self.memory_fault(gpa, PAGE_SIZE, false)),
+            Fault::ToUser => Ok(self.memory_fault(gpa, PAGE_SIZE, false, fails)),
             Fault::NoSlot => Ok(self.mmio(esr, gpa | offset, value)),
         }
     }
@@ -362,9 +416,16 @@ impl<K: Kernel> Runner<'_, K> {
                 return Err(Errno::ENXIO);
             }
         };
+        let (ram, generation) = (ripas == Ripas::Ram, *self.vm.system.generation());
+        if generation.ripas_on_next_run {
+            if let Some(end) = self.vm.ripas_range(base, top)? {
+                self.state.pending = Pending::RipasChange(base, end, ripas);
+                return Ok(self.memory_fault(base, end - base, ram, generation.ripas_is_efault));
+            }
+        }
         match self.vm.change_ripas(rec.pa(), base, top, ripas)? {
             RipasChange::Changed(reached) if reached > base => {
-                Ok(self.memory_fault(base, reached - base, ripas == Ripas::Ram))
+                Ok(self.memory_fault(base, reached - base, ram, generation.ripas_is_efault))
             }
             RipasChange::Changed(_) | RipasChange::Unbacked => Ok(Next::Enter),
             RipasChange::Rejected => {

@@ -16,8 +16,20 @@ use crate::rtt::Geometry;
 use crate::stats::Stats;
 use crate::vm::Vm;
 
-/// Which generation of the series' ABI is spoken: v2.
-pub const ABI_GENERATION: u64 = 2;
+/// This module's version: major in bits 23:16, minor in 15:8, patch in 7:0.
+pub const MODULE_VERSION: i64 = {
+    const fn number(text: &str) -> i64 {
+        let (bytes, mut at, mut value) = (text.as_bytes(), 0, 0);
+        while at < bytes.len() && bytes[at].is_ascii_digit() {
+            value = value * 10 + (bytes[at] - b'0') as i64;
+            at += 1;
+        }
+        value
+    }
+    number(env!("CARGO_PKG_VERSION_MAJOR")) << 16
+        | number(env!("CARGO_PKG_VERSION_MINOR")) << 8
+        | number(env!("CARGO_PKG_VERSION_PATCH"))
+};
 
 const ID_AA64MMFR1_EL1: u16 = 0xC039;
 
@@ -177,6 +189,16 @@ impl<K: Kernel> System<K> {
         u32::try_from(self.features.s2sz()).unwrap_or(0).min(48)
     }
 
+    /// The longest vector of a Realm, in units of 128 bits; 0 without SVE.
+    pub fn sve_max_vq(&self) -> u32 {
+        if self.features.sve() { u32::try_from(self.features.sve_vl()).unwrap_or(0) + 1 } else { 0 }
+    }
+
+    /// Whether Realms can have a PMU: the RMM offers one, and the kernel lets us mask its interrupt.
+    pub fn has_pmu(&self) -> bool {
+        self.features.pmu() && self.kernel.can_mask_pmu()
+    }
+
     /// Most vCPUs of a VM.
     pub fn max_vcpus(&self) -> u32 {
         // At most 2^n − 1 RECs, 15 as the largest n.
@@ -191,7 +213,7 @@ impl<K: Kernel> System<K> {
     pub fn ioctl(self: &Arc<Self>, command: u32, argument: u64) -> Result {
         match command {
             ioctl::GET_API_VERSION if argument == 0 => Ok(kvm::API_VERSION),
-            ioctl::CHECK_EXTENSION => Ok(caps::check(self, None, argument)),
+            ioctl::CHECK_EXTENSION => caps::check(self, None, argument),
             ioctl::GET_VCPU_MMAP_SIZE if argument == 0 => {
                 i64::try_from(run::MMAP_SIZE).map_err(|_| Errno::EINVAL)
             }

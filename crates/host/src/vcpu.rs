@@ -3,7 +3,8 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use cca_abi::kvm::{self, ioctl, mp_state, vcpu_attr, vcpu_feature};
+use cca_abi::kvm::{self, ioctl, mp_state, vcpu_feature};
+use cca_abi::rmi::Ripas;
 
 use crate::caps;
 use crate::errno::{Errno, Result};
@@ -21,8 +22,8 @@ const FINALIZE_SVE: u32 = vcpu_feature::SVE;
 pub enum Pending {
     /// Nothing.
     None,
-    /// User space is to supply so many bytes for a load.
-    MmioRead(usize),
+    /// User space is to supply so many bytes for the load with this syndrome.
+    MmioRead(usize, u64),
     /// The access was emulated; with the value, if it was a load.
     Emulated(Option<u64>),
     /// The access failed: external abort.
@@ -31,6 +32,8 @@ pub enum Pending {
     HostCall,
     /// The RIPAS change was refused.
     RipasRejected,
+    /// The RIPAS change of this range is to be carried out before the next entry.
+    RipasChange(u64, u64, Ripas),
 }
 
 /// What only the thread that holds a vCPU may see.
@@ -39,6 +42,14 @@ pub struct VcpuState<K: Kernel> {
     pub features: Option<u32>,
     /// `KVM_ARM_VCPU_FINALIZE` for the REC was done.
     pub finalized: bool,
+    /// Longest vector, in units of 128 bits, if the vCPU has SVE.
+    pub sve_vq: u8,
+    /// `KVM_ARM_VCPU_FINALIZE` for SVE was done.
+    pub sve_finalized: bool,
+    /// The PMU's interrupt was set on this vCPU.
+    pub pmu_irq_set: bool,
+    /// Its PMU was initialised.
+    pub pmu_ready: bool,
     /// x0 to x7 for the first entry.
     pub gprs: [u64; 8],
     /// PC for the first entry.
@@ -47,8 +58,10 @@ pub struct VcpuState<K: Kernel> {
     pub rec: Option<Rec<K>>,
     /// For the next entry.
     pub pending: Pending,
-    /// The Realm's registers after a host call.
+    /// The Realm's registers after a host call, or with a PSCI call that user space answers.
     pub host_call: [u64; 31],
+    /// User space was told of a call; whether it may also change the registers.
+    pub user_call: Option<bool>,
     /// Whether `pending` is the answer to an access that user space emulates, and which may thus still fail.
     pub user_mmio: bool,
     /// Signals blocked during `KVM_RUN`.
@@ -57,10 +70,19 @@ pub struct VcpuState<K: Kernel> {
     pub timers: Timers,
     /// Timer lines as the vGIC knows them.
     pub timer_lines: [bool; 2],
+    /// The PMU's line.
+    pub pmu_line: bool,
     /// The vCPU is asleep in WFI.
     pub waiting: bool,
     /// It has switched itself off, but another vCPU may have switched it on again at the same time.
     pub maybe_off: bool,
+}
+
+impl<K: Kernel> VcpuState<K> {
+    /// The vector length that the Realm must have, in units of 128 bits; `None` without SVE.
+    pub(crate) fn sve_choice(&self) -> Option<u8> {
+        self.has(vcpu_feature::SVE).then_some(self.sve_vq)
+    }
 }
 
 /// One vCPU. Owned by its VM.
@@ -72,7 +94,6 @@ pub struct Vcpu<K: Kernel> {
     pub(crate) thread: K::VcpuThread,
     /// `struct kvm_run`, mapped by user space, which may write anything into it at any time.
     pub(crate) run: K::Page,
-    ring: K::Page,
     pub(crate) state: Mutex<K, VcpuState<K>>,
     /// Physical address of the REC; 0 if there is none.
     rec: AtomicU64,
@@ -86,25 +107,30 @@ pub struct Vcpu<K: Kernel> {
 }
 
 impl<K: Kernel> Vcpu<K> {
-    pub(crate) fn new(kernel: &K, id: u32, index: usize) -> Result<Self> {
+    pub(crate) fn new(kernel: &K, id: u32, index: usize, sve_vq: u32) -> Result<Self> {
         Ok(Self {
             id,
             index,
             thread: kernel.new_vcpu_thread(),
             run: kernel.alloc_page(Fill::Zeroed)?,
-            ring: kernel.alloc_page(Fill::Zeroed)?,
             state: Mutex::<K, _>::new(VcpuState {
                 features: None,
                 finalized: false,
+                sve_vq: u8::try_from(sve_vq).unwrap_or(0),
+                sve_finalized: false,
+                pmu_irq_set: false,
+                pmu_ready: false,
                 gprs: [0; 8],
                 pc: 0,
                 rec: None,
                 pending: Pending::None,
                 host_call: [0; 31],
+                user_call: None,
                 user_mmio: false,
                 signal_mask: None,
                 timers: Timers::default(),
                 timer_lines: [false; 2],
+                pmu_line: false,
                 waiting: false,
                 maybe_off: false,
             }),
@@ -155,12 +181,12 @@ pub struct VcpuFile<K: Kernel> {
 }
 
 impl<K: Kernel> VcpuFile<K> {
-    /// Physical address of page `index` of the file's mapping: `kvm_run`, then the (unused) coalesced ring. Valid as
+    /// Physical address of page `index` of the file's mapping: `kvm_run`, then the VM's coalesced ring. Valid as
     /// long as the file is open.
     pub fn mmap_page(&self, index: usize) -> Option<u64> {
         match index {
             0 => Some(self.vcpu.run.pa()),
-            1 => Some(self.vcpu.ring.pa()),
+            1 => Some(self.vm.ring.pa()),
             _ => None,
         }
     }
@@ -179,18 +205,8 @@ impl<K: Kernel> VcpuFile<K> {
             ioctl::RUN if argument == 0 => self.run(),
             ioctl::ARM_VCPU_INIT => self.init(&read_user(kernel, argument)?),
             ioctl::ARM_VCPU_FINALIZE => self.finalize(read_user(kernel, argument)?),
-            ioctl::GET_ONE_REG => {
-                let reg: kvm::OneReg = read_user(kernel, argument)?;
-                let value = self.get_reg(reg.id)?;
-                write_user(kernel, reg.addr, &value)?;
-                Ok(0)
-            }
-            ioctl::SET_ONE_REG => {
-                let reg: kvm::OneReg = read_user(kernel, argument)?;
-                self.check_settable(reg.id)?;
-                self.set_reg(reg.id, read_user(kernel, reg.addr)?)?;
-                Ok(0)
-            }
+            ioctl::GET_ONE_REG => self.get_one_reg(&read_user(kernel, argument)?),
+            ioctl::SET_ONE_REG => self.set_one_reg(&read_user(kernel, argument)?),
             ioctl::GET_REG_LIST => self.list_regs(argument),
             ioctl::GET_MP_STATE => {
                 let state = self.vcpu.power.load(Ordering::SeqCst);
@@ -217,6 +233,8 @@ impl<K: Kernel> VcpuFile<K> {
     fn init(&self, init: &kvm::VcpuInit) -> Result {
         const POWER_OFF: u32 = 1 << vcpu_feature::POWER_OFF;
         const PSCI: u32 = 1 << vcpu_feature::PSCI_0_2;
+        const SVE: u32 = 1 << vcpu_feature::SVE;
+        const PMU: u32 = 1 << vcpu_feature::PMU_V3;
         const PTRAUTH: u32 = 1 << vcpu_feature::PTRAUTH_ADDRESS | 1 << vcpu_feature::PTRAUTH_GENERIC;
         let rec = 1 << self.vm.system.generation().vcpu_rec;
 
@@ -228,7 +246,9 @@ impl<K: Kernel> VcpuFile<K> {
         let pairs = features & PTRAUTH == 0 || features & PTRAUTH == PTRAUTH;
         let ptrauth = features & PTRAUTH == 0 || caps::has_pointer_authentication(&self.vm.kernel);
         if init.target != kvm::TARGET_GENERIC_V8
-            || features & !(POWER_OFF | PSCI | PTRAUTH | rec) != 0
+            || features & !(POWER_OFF | PSCI | SVE | PMU | PTRAUTH | rec) != 0
+            || (features & SVE != 0 && self.vm.system.sve_max_vq() == 0)
+            || (features & PMU != 0 && !self.vm.system.has_pmu())
             || !pairs
             || !ptrauth
         {
@@ -254,14 +274,29 @@ impl<K: Kernel> VcpuFile<K> {
     fn finalize(&self, what: u32) -> Result {
         let mut state = self.vcpu.state.lock();
         let features = state.features.ok_or(Errno::ENOEXEC)?;
-        if what == FINALIZE_SVE || what != self.vm.system.generation().vcpu_rec {
+        if what == FINALIZE_SVE {
+            if !state.has(vcpu_feature::SVE) {
+                return Err(Errno::EINVAL);
+            }
+            if state.sve_finalized {
+                return Err(Errno::EPERM);
+            }
+            state.sve_finalized = true;
+            return Ok(0);
+        }
+        if what != self.vm.system.generation().vcpu_rec {
             return Err(Errno::EINVAL);
         }
         if self.vm.realm_state() != RealmState::New {
             return Err(Errno::ENOENT);
         }
-        if features & (1 << vcpu_feature::PSCI_0_2) == 0 {
+        // The Realm's vectors and PMU are those of the vCPUs that it was created with.
+        let alike = self.vm.realm_extras() == (state.sve_choice(), state.has(vcpu_feature::PMU_V3));
+        if features & (1 << vcpu_feature::PSCI_0_2) == 0 || !alike {
             return Err(Errno::EINVAL);
+        }
+        if state.has(vcpu_feature::SVE) && !state.sve_finalized {
+            return Err(Errno::EPERM);
         }
         if state.finalized {
             return Err(Errno::EPERM);
@@ -313,34 +348,6 @@ impl<K: Kernel> VcpuFile<K> {
         }
         state.pending = Pending::Sea;
         state.user_mmio = false;
-        Ok(0)
-    }
-
-    fn device_attr(&self, command: u32, attr: &kvm::DeviceAttr) -> Result {
-        if attr.group != vcpu_attr::GRP_TIMER {
-            return Err(Errno::ENXIO);
-        }
-        let which = match attr.attr {
-            vcpu_attr::TIMER_IRQ_VTIMER => 0,
-            vcpu_attr::TIMER_IRQ_PTIMER => 1,
-            _ => return Err(Errno::ENXIO),
-        };
-        let kernel = &self.vm.kernel;
-        let own = &self.vm.timer_irqs[which];
-        match command {
-            ioctl::SET_DEVICE_ATTR => {
-                let ppi: u32 = read_user(kernel, attr.addr)?;
-                if !(16..32).contains(&ppi) || self.vm.timer_irqs[1 - which].load(Ordering::Relaxed) == ppi {
-                    return Err(Errno::EINVAL);
-                }
-                if self.vm.has_run.load(Ordering::Relaxed) {
-                    return Err(Errno::EBUSY);
-                }
-                own.store(ppi, Ordering::Relaxed);
-            }
-            ioctl::GET_DEVICE_ATTR => write_user(kernel, attr.addr, &own.load(Ordering::Relaxed))?,
-            _ => {}
-        }
         Ok(0)
     }
 }

@@ -1,30 +1,32 @@
 //! The VM file: its ioctls.
 
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
-use cca_abi::kvm::{self, ioctl};
-use spin::Once;
+use cca_abi::kvm::{self, DeviceAttr, ioctl, vm_attr};
 
 use crate::caps;
-use crate::device::Device;
+use crate::device::{Device, DeviceKind};
 use crate::errno::{Errno, Result};
+use crate::events::Events;
 use crate::files::FileObject;
 use crate::gmem::Gmem;
-use crate::irqchip::VmVgic;
-use crate::kernel::{Kernel, LogLevel, Mutex, PAGE_SIZE, SpinLock, read_user, reserve, write_user};
+use crate::irqchip::{self, Irqs, VmVgic};
+use crate::kernel::{Fill, Kernel, LogLevel, Mutex, PAGE_SIZE, SpinLock, read_user, write_user};
 use crate::memory::Memory;
-use crate::realm::{Control, RealmState};
+use crate::realm::{Control, Extras, RealmState};
+use crate::regs;
 use crate::rmi::Rmi;
 use crate::rtt::Geometry;
 use crate::slots::{MAX_SLOTS, Slot};
+use crate::smccc::Filter;
 use crate::sparse::Sparse;
 use crate::stats::Stats;
 use crate::system::System;
 use crate::timer;
 use crate::vcpu::{Vcpu, VcpuFile};
+use crate::vgic::Its;
 
 /// One virtual machine: a Realm, or what may become one. The last reference to go tears it down.
 pub struct Vm<K: Kernel> {
@@ -38,10 +40,14 @@ pub struct Vm<K: Kernel> {
     pub(crate) control: Mutex<K, Control<K>>,
     /// Slots, attributes, translation tables.
     pub(crate) memory: Mutex<K, Memory<K>>,
-    /// vCPUs in the order of their creation, which is also how the vGIC numbers them. Filled under the control lock.
-    vcpus: Vec<Once<Arc<Vcpu<K>>>>,
+    /// vCPUs and interrupt controller. Filled under the control lock.
+    pub(crate) irqs: Arc<Irqs<K>>,
     vcpu_count: AtomicUsize,
-    pub(crate) vgic: Once<Arc<VmVgic<K>>>,
+    pub(crate) events: Events<K>,
+    /// Stores that user space has not seen yet, shared with it.
+    pub(crate) ring: K::Page,
+    /// Which calls are user space's.
+    pub(crate) smccc: Mutex<K, Filter>,
     state: AtomicU8,
     /// The guest has switched itself off.
     pub(crate) stopped: AtomicBool,
@@ -53,6 +59,12 @@ pub struct Vm<K: Kernel> {
     pub(crate) has_run: AtomicBool,
     /// Breakpoints (bits 7:0) and watchpoints (15:8) minus one, until the Realm is created.
     pub(crate) debug_counts: AtomicU32,
+    /// See [`Self::realm_extras`].
+    extras: AtomicU32,
+    /// Event counters of the PMU, until the Realm is created.
+    pub(crate) pmu_counters: AtomicU32,
+    /// The PMU's interrupt; 0 while nobody has said.
+    pub(crate) pmu_irq: AtomicU32,
 }
 
 impl<K: Kernel> Vm<K> {
@@ -60,9 +72,8 @@ impl<K: Kernel> Vm<K> {
     pub(crate) fn new(system: Arc<System<K>>, geometry: Geometry) -> Result<Arc<Self>> {
         let kernel = system.kernel().clone();
         let max = usize::try_from(system.max_vcpus()).map_err(|_| Errno::EINVAL)?;
-        let mut vcpus = Vec::new();
-        reserve(&mut vcpus, max)?;
-        vcpus.resize_with(max, Once::new);
+        let irqs = Arc::new(Irqs::new(max, geometry.shared_bit())?);
+        let ring = kernel.alloc_page(Fill::Zeroed)?;
         let rmi = system.rmi().for_vm(Arc::new(Stats::default()));
         system.stats().count_vm();
         let features = system.features();
@@ -76,9 +87,11 @@ impl<K: Kernel> Vm<K> {
             rmi,
             control: Mutex::<K, _>::new(Control::default()),
             memory: Mutex::<K, _>::new(Memory::default()),
-            vcpus,
+            irqs,
             vcpu_count: AtomicUsize::new(0),
-            vgic: Once::new(),
+            events: Events::default(),
+            ring,
+            smccc: Mutex::<K, _>::new(Filter::default()),
             state: AtomicU8::new(0),
             stopped: AtomicBool::new(false),
             power: SpinLock::<K, _>::new(()),
@@ -88,6 +101,9 @@ impl<K: Kernel> Vm<K> {
             ],
             has_run: AtomicBool::new(false),
             debug_counts: AtomicU32::new(debug),
+            pmu_counters: AtomicU32::new(u32::try_from(features.pmu_num_ctrs()).unwrap_or(0)),
+            pmu_irq: AtomicU32::new(0),
+            extras: AtomicU32::new(0),
         }))
     }
 
@@ -107,11 +123,23 @@ impl<K: Kernel> Vm<K> {
 
     /// All vCPUs, in the order of their creation.
     pub fn vcpus(&self) -> impl Iterator<Item = &Arc<Vcpu<K>>> {
-        self.vcpus.iter().map_while(Once::get)
+        self.irqs.vcpus.iter().map_while(spin::Once::get)
     }
 
-    pub(crate) fn vcpu_at(&self, index: usize) -> Option<&Arc<Vcpu<K>>> {
-        self.vcpus.get(index)?.get()
+    /// The interrupt controller.
+    pub(crate) fn vgic(&self) -> Option<&Arc<VmVgic<K>>> {
+        self.irqs.vgic.get()
+    }
+
+    /// What all vCPUs have alike, from the creation of the Realm on.
+    pub(crate) fn realm_extras(&self) -> Extras {
+        let packed = self.extras.load(Ordering::Relaxed).to_le_bytes();
+        ((packed[0] != 0).then_some(packed[0]), packed[1] != 0)
+    }
+
+    pub(crate) fn set_realm_extras(&self, (vq, pmu): Extras) {
+        let packed = u32::from_le_bytes([vq.unwrap_or(0), pmu.into(), 0, 0]);
+        self.extras.store(packed, Ordering::Relaxed);
     }
 
     pub(crate) fn log_error(&self, line: fmt::Arguments<'_>) {
@@ -130,7 +158,7 @@ impl<K: Kernel> Vm<K> {
     pub fn ioctl(&self, command: u32, argument: u64) -> Result {
         self.check_process()?;
         match command {
-            ioctl::CHECK_EXTENSION => Ok(caps::check(&self.system, Some(self), argument)),
+            ioctl::CHECK_EXTENSION => caps::check(&self.system, Some(self), argument),
             ioctl::CREATE_VCPU => self.create_vcpu(argument),
             ioctl::SET_USER_MEMORY_REGION => {
                 let region: kvm::MemoryRegion = read_user(&self.kernel, argument)?;
@@ -160,15 +188,24 @@ impl<K: Kernel> Vm<K> {
             }
             ioctl::IRQ_LINE => self.irq_line(&read_user(&self.kernel, argument)?),
             ioctl::CREATE_DEVICE => self.create_device(argument),
-            // Not offered, and their capabilities say so.
-            ioctl::IRQFD
-            | ioctl::IOEVENTFD
-            | ioctl::SET_GSI_ROUTING
-            | ioctl::SIGNAL_MSI
-            | ioctl::GET_DIRTY_LOG
-            | ioctl::REGISTER_COALESCED_MMIO
-            | ioctl::UNREGISTER_COALESCED_MMIO => Err(Errno::EINVAL),
-            ioctl::SET_DEVICE_ATTR | ioctl::GET_DEVICE_ATTR | ioctl::HAS_DEVICE_ATTR => Err(Errno::ENXIO),
+            ioctl::IRQFD => self.irqfd(&read_user(&self.kernel, argument)?),
+            ioctl::IOEVENTFD => self.ioeventfd(&read_user(&self.kernel, argument)?),
+            ioctl::SET_GSI_ROUTING => self.set_gsi_routing(argument),
+            ioctl::SIGNAL_MSI => self.signal_msi(&read_user(&self.kernel, argument)?),
+            ioctl::REGISTER_COALESCED_MMIO => self.coalesced_zone(&read_user(&self.kernel, argument)?, true),
+            ioctl::UNREGISTER_COALESCED_MMIO => {
+                self.coalesced_zone(&read_user(&self.kernel, argument)?, false)
+            }
+            ioctl::ARM_GET_REG_WRITABLE_MASKS => {
+                regs::writable_masks(&self.kernel, &read_user(&self.kernel, argument)?)
+            }
+            ioctl::SET_DEVICE_ATTR | ioctl::GET_DEVICE_ATTR | ioctl::HAS_DEVICE_ATTR => {
+                self.device_attr(command, &read_user(&self.kernel, argument)?)
+            }
+            // For the GICv2, which there is not.
+            ioctl::ARM_SET_DEVICE_ADDR => Err(Errno::ENODEV),
+            // A Realm's memory cannot be watched.
+            ioctl::GET_DIRTY_LOG => Err(Errno::EINVAL),
             _ => Err(Errno::ENOTTY),
         }
     }
@@ -206,10 +243,10 @@ impl<K: Kernel> Vm<K> {
     /// Under the control lock.
     fn add_vcpu(&self, id: u32) -> Result<Arc<Vcpu<K>>> {
         let index = self.vcpu_count.load(Ordering::Relaxed);
-        let place = self.vcpus.get(index).ok_or(Errno::EINVAL)?;
-        let vcpu = Arc::new(Vcpu::new(&self.kernel, id, index)?);
-        if let Some(vgic) = self.vgic.get() {
-            vgic.add_vcpu(&vcpu)?;
+        let place = self.irqs.vcpus.get(index).ok_or(Errno::EINVAL)?;
+        let vcpu = Arc::new(Vcpu::new(&self.kernel, id, index, self.system.sve_max_vq())?);
+        if let Some(vgic) = self.vgic() {
+            irqchip::add_vcpu::<K>(vgic, &vcpu)?;
         }
         place.call_once(|| vcpu.clone());
         self.vcpu_count.store(index + 1, Ordering::Relaxed);
@@ -308,28 +345,71 @@ impl<K: Kernel> Vm<K> {
         if create.flags & !kvm::device_type::FLAG_TEST != 0 {
             return Err(Errno::EINVAL);
         }
-        // Neither GICv2 nor, as of now, the ITS.
-        if create.device_type != kvm::device_type::ARM_VGIC_V3 {
-            return Err(Errno::ENODEV);
-        }
+        // No GICv2.
+        let kind = match create.device_type {
+            kvm::device_type::ARM_VGIC_V3 => DeviceKind::Vgic,
+            kvm::device_type::ARM_VGIC_ITS => DeviceKind::Its,
+            _ => return Err(Errno::ENODEV),
+        };
         if create.flags & kvm::device_type::FLAG_TEST != 0 {
             return Ok(0);
         }
         let control = self.control.lock();
-        if self.vgic.get().is_some() {
-            return Err(Errno::EEXIST);
+        let device = Arc::new(Device { vm: self.this()?, kind });
+        // The file first: without one, nobody could ever configure the device.
+        let install = |name| {
+            self.kernel
+                .install_fd(name, FileObject::Device(device), 0)
+                .and_then(|fd| u32::try_from(fd).map_err(|_| Errno::EIO))
+        };
+        match kind {
+            DeviceKind::Vgic => {
+                if self.vgic().is_some() {
+                    return Err(Errno::EEXIST);
+                }
+                let vgic = self.new_vgic()?;
+                create.fd = install("kvm-realm-vgic-v3")?;
+                self.irqs.vgic.call_once(|| vgic);
+            }
+            DeviceKind::Its => {
+                let vgic = self.vgic().ok_or(Errno::ENODEV)?;
+                if self.irqs.its.get().is_some() {
+                    return Err(Errno::EEXIST);
+                }
+                if vgic.is_initialised() {
+                    return Err(Errno::EBUSY);
+                }
+                let its = Arc::new(Its::new());
+                create.fd = install("kvm-realm-its")?;
+                vgic.add_its();
+                self.irqs.its.call_once(|| its);
+            }
         }
-        let vgic = Arc::new(VmVgic::new(self)?);
-        let device = Arc::new(Device { vm: self.this()? });
-        // The file first: without one, nobody could ever configure the vGIC.
-        create.fd = self
-            .kernel
-            .install_fd("kvm-realm-vgic-v3", FileObject::Device(device), 0)
-            .and_then(|fd| u32::try_from(fd).map_err(|_| Errno::EIO))?;
-        self.vgic.call_once(|| vgic);
         drop(control);
         write_user(&self.kernel, argument, &create)?;
         Ok(0)
+    }
+
+    /// Attributes of the VM: the SMCCC filter.
+    fn device_attr(&self, command: u32, attr: &DeviceAttr) -> Result {
+        if attr.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if (attr.group, attr.attr) != (vm_attr::GRP_SMCCC, vm_attr::SMCCC_FILTER) {
+            return Err(Errno::ENXIO);
+        }
+        match command {
+            ioctl::HAS_DEVICE_ATTR => Ok(0),
+            ioctl::SET_DEVICE_ATTR => {
+                let filter = read_user(&self.kernel, attr.addr)?;
+                let mut current = self.smccc.lock();
+                if self.has_run.load(Ordering::Relaxed) {
+                    return Err(Errno::EBUSY);
+                }
+                current.add(&filter).map(|()| 0)
+            }
+            _ => Err(Errno::ENXIO),
+        }
     }
 }
 

@@ -4,7 +4,9 @@ use crate::machine::{HOST_BASE, Machine};
 use crate::memory::{DRAM_BASE, PAGE_SIZE, Pas};
 use kvm_realm::errno::{Errno, Result};
 use kvm_realm::files::FileObject;
-use kvm_realm::kernel::{Entry, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread};
+use kvm_realm::kernel::{
+    Entry, EventFd, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
+};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -172,6 +174,7 @@ pub struct Process {
     pages: Mutex<HashMap<u64, Arc<SimPage>>>,
     next: AtomicU64,
     files: Mutex<HashMap<i32, FileObject<SimKernel>>>,
+    events: Mutex<HashMap<i32, SimEvent>>,
 }
 
 impl Process {
@@ -183,6 +186,7 @@ impl Process {
             pages: Mutex::default(),
             next: AtomicU64::new(0x10_0000),
             files: Mutex::default(),
+            events: Mutex::default(),
         })
     }
 
@@ -237,6 +241,33 @@ impl Process {
         Ok(())
     }
 
+    /// Makes an eventfd. Its numbers are far from those of other files.
+    pub fn eventfd(&self) -> i32 {
+        let mut events = self.events.lock().unwrap();
+        let fd = 1000 + events.len() as i32;
+        events.insert(fd, SimEvent::default());
+        fd
+    }
+
+    /// Writes 1 to an eventfd.
+    ///
+    /// # Panics
+    /// If there is no such eventfd.
+    pub fn signal(&self, fd: i32) {
+        let event = self.events.lock().unwrap()[&fd].clone();
+        event.signal();
+    }
+
+    /// Reads an eventfd: how often it was signalled since the last time.
+    ///
+    /// # Panics
+    /// If there is no such eventfd.
+    #[must_use]
+    pub fn take_signals(&self, fd: i32) -> u64 {
+        let event = self.events.lock().unwrap()[&fd].clone();
+        event.0.count.swap(0, SeqCst)
+    }
+
     /// The object behind a file descriptor.
     #[must_use]
     pub fn file(&self, fd: i32) -> Option<FileObject<SimKernel>> {
@@ -258,6 +289,53 @@ impl Process {
         }
         let pages = std::mem::take(&mut *self.pages.lock().unwrap());
         drop(pages);
+    }
+}
+
+#[derive(Default)]
+struct EventState {
+    count: AtomicU64,
+    /// Called under this lock, as a waker of an eventfd is.
+    fire: parking_lot::Mutex<Vec<(u64, Box<dyn Fn() + Send + Sync>)>>,
+    next: AtomicU64,
+}
+
+/// An eventfd.
+#[derive(Clone, Default)]
+pub struct SimEvent(Arc<EventState>);
+
+impl EventFd for SimEvent {
+    fn signal(&self) {
+        let hooks = self.0.fire.lock();
+        if hooks.is_empty() {
+            self.0.count.fetch_add(1, SeqCst);
+        }
+        // A waker must not sleep.
+        SPINS.set(SPINS.get() + 1);
+        hooks.iter().for_each(|(_, fire)| fire());
+        SPINS.set(SPINS.get() - 1);
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn is_closed(&self) -> bool {
+        false
+    }
+}
+
+/// A hook into an eventfd.
+pub struct SimWatch(SimEvent, u64);
+
+impl Drop for SimWatch {
+    fn drop(&mut self) {
+        assert_may_sleep("a hook was dropped");
+        let mut hooks = self.0.0.fire.lock();
+        let at = hooks.iter().position(|(id, _)| *id == self.1).expect("hooked once");
+        let gone = hooks.swap_remove(at);
+        drop(hooks);
+        drop(gone);
     }
 }
 
@@ -348,7 +426,7 @@ impl VcpuThread for SimVcpuThread {
         if signal_pending() { Err(Errno::EINTR) } else { Ok(()) }
     }
 
-    fn enter(&self, regs: &mut SmcRegs, last_check: &mut dyn FnMut() -> bool) -> Entry {
+    fn enter(&self, regs: &mut SmcRegs, _mask_pmu: bool, last_check: &mut dyn FnMut() -> bool) -> Entry {
         assert_may_sleep("enter");
         let machine = self.kernel.machine();
         machine.on_cpu(|cpu| {
@@ -460,6 +538,22 @@ impl Kernel for SimKernel {
     type UserPage = SimUserPage;
     type AddressSpace = usize;
     type VcpuThread = SimVcpuThread;
+    type EventFd = SimEvent;
+    type Watch = SimWatch;
+
+    fn eventfd(&self, fd: i32) -> Result<SimEvent> {
+        Self::process().events.lock().unwrap().get(&fd).cloned().ok_or(Errno::EBADF)
+    }
+
+    fn watch(&self, event: &SimEvent, fire: Box<dyn Fn() + Send + Sync>) -> Result<SimWatch> {
+        assert_may_sleep("a hook was made");
+        let id = event.0.next.fetch_add(1, Relaxed);
+        event.0.fire.lock().push((id, fire));
+        if event.0.count.swap(0, SeqCst) != 0 {
+            event.signal();
+        }
+        Ok(SimWatch(event.clone(), id))
+    }
 
     fn smc(&self, regs: &mut SmcRegs) {
         let machine = self.machine();

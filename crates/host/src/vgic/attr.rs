@@ -1,6 +1,7 @@
 //! The device attributes of `KVM_DEV_TYPE_ARM_VGIC_V3`: how a VMM configures the GIC before the first run.
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use lock_api::{Mutex, RawMutex};
 
@@ -219,7 +220,7 @@ impl RegionPayload {
     }
 }
 
-fn check_frame(limits: Limits, base: u64, size: u64) -> Result<(), AttrError> {
+pub(super) fn check_frame(limits: Limits, base: u64, size: u64) -> Result<(), AttrError> {
     if base % FRAME_ALIGN != 0 {
         return Err(AttrError::Invalid);
     }
@@ -338,9 +339,10 @@ impl<R: RawMutex> Vgic<R> {
         }
         // Made before, not inside `call_once`: that spins, so whoever is inside must not sleep for memory. Two vCPUs
         // that start at once make the same state, and one is dropped.
+        let lpis = self.has_its.load(Ordering::SeqCst);
         let state = State {
-            cpus: (0..affinities.len()).map(|index| Mutex::new(Cpu::new(index))).collect(),
-            dist: Mutex::new(Dist::new(nr_irqs, affinities.clone())),
+            cpus: (0..affinities.len()).map(|index| Mutex::new(Cpu::new(index, lpis))).collect(),
+            dist: Mutex::new(Dist::new(nr_irqs, affinities.clone(), lpis)),
             affinities,
         };
         self.state.call_once(move || state);

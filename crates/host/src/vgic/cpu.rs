@@ -14,6 +14,12 @@ pub(super) struct Cpu {
     pub(super) private: [Irq; NR_PRIVATE],
     /// `GICR_WAKER.ProcessorSleep`.
     pub(super) asleep: bool,
+    /// There is an ITS.
+    pub(super) has_lpis: bool,
+    /// `GICR_CTLR.EnableLPIs`.
+    pub(super) lpis_enabled: bool,
+    /// `GICR_PENDBASER`: LPIs stay pending here, not in the guest's table.
+    pub(super) pendbaser: u64,
     /// The INTID in each list register between flush and sync.
     pub(super) loaded: [u16; MAX_LRS],
     pub(super) nr_loaded: usize,
@@ -21,7 +27,7 @@ pub(super) struct Cpu {
 }
 
 impl Cpu {
-    pub(super) fn new(index: usize) -> Cpu {
+    pub(super) fn new(index: usize, has_lpis: bool) -> Cpu {
         Cpu {
             index,
             private: core::array::from_fn(|intid| {
@@ -30,6 +36,9 @@ impl Cpu {
             // Firmware would have woken the redistributor, and a Realm has none: operating systems that rely
             // on firmware find it awake.
             asleep: false,
+            has_lpis,
+            lpis_enabled: false,
+            pendbaser: 0,
             loaded: [0; MAX_LRS],
             nr_loaded: 0,
             cpu_interface: Vmcr::from_bits(0),

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use super::cpu::NR_PRIVATE;
 use super::irq::{Groups, Irq, Trigger};
+use super::lpi::{self, Lpis};
 use super::mmio::{Bank, BankReg, IIDR, PIDR2, PIDR2_OFFSET, part, replace_part};
 use super::types::{Bits, VcpuSet};
 
@@ -35,11 +36,12 @@ pub(super) struct Dist {
     busy: [u64; WORDS],
     /// vCPUs whose redistributor is asleep; they take no part in 1-of-N distribution.
     asleep: VcpuSet,
+    pub(super) lpis: Lpis,
 }
 
 impl Dist {
     /// `nr_irqs` INTIDs, the private ones included; affinities are those of the vCPUs.
-    pub(super) fn new(nr_irqs: usize, affinities: Vec<u64>) -> Dist {
+    pub(super) fn new(nr_irqs: usize, affinities: Vec<u64>, lpis: bool) -> Dist {
         let nr_spis = nr_irqs.min(SPI_END).saturating_sub(NR_PRIVATE);
         let mut dist = Dist {
             groups: Groups::default(),
@@ -48,6 +50,7 @@ impl Dist {
             affinities,
             busy: [0; WORDS],
             asleep: VcpuSet::EMPTY,
+            lpis: Lpis::new(lpis),
         };
         for intid in NR_PRIVATE..NR_PRIVATE + nr_spis {
             let irq = Irq::new(Trigger::Level);
@@ -65,11 +68,11 @@ impl Dist {
         self.spis.get_mut(intid.checked_sub(NR_PRIVATE)?)
     }
 
-    /// The SPIs that concern `vcpu`, and whether each may become pending there.
+    /// The SPIs and LPIs that concern `vcpu`, and whether each may become pending there.
     pub(super) fn busy_at(&self, vcpu: usize) -> impl Iterator<Item = (u16, &Irq, bool)> + '_ {
         let intids =
             self.busy.iter().enumerate().flat_map(|(i, &word)| Bits::new(word).map(move |bit| i * 64 + bit));
-        intids.filter_map(move |intid| {
+        let spis = intids.filter_map(move |intid| {
             let spi = self.spi(intid)?;
             let targeted = spi.target.is_some_and(|target| usize::from(target) == vcpu);
             let here = spi.owner.map_or(targeted, |owner| usize::from(owner) == vcpu);
@@ -78,12 +81,17 @@ impl Dist {
             } else {
                 None
             }
-        })
+        });
+        spis.chain(self.lpis.busy_at(vcpu))
     }
 
-    /// Changes an SPI, and says who has to look at it.
+    /// Changes an SPI or LPI, and says who has to look at it.
     pub(super) fn change(&mut self, intid: usize, kick: &mut VcpuSet, change: impl FnOnce(&mut Irq)) {
         let groups = self.groups;
+        if intid >= lpi::FIRST {
+            self.lpis.change(intid, groups, kick, change);
+            return;
+        }
         let Some(spi) = self.spi_mut(intid) else { return };
         change(&mut spi.irq);
         let loaned = spi.irq.is_loaned();
@@ -104,8 +112,12 @@ impl Dist {
         }
     }
 
-    /// Hands an SPI to a list register of `vcpu`.
+    /// Hands an SPI or LPI to a list register of `vcpu`.
     pub(super) fn lend(&mut self, intid: usize, vcpu: usize, lend: impl FnOnce(&mut Irq)) {
+        if intid >= lpi::FIRST {
+            self.lpis.lend(intid, vcpu, lend);
+            return;
+        }
         if let Some(spi) = self.spi_mut(intid) {
             lend(&mut spi.irq);
             spi.owner = u16::try_from(vcpu).ok();
@@ -168,8 +180,9 @@ impl Dist {
     fn typer(&self) -> u64 {
         let it_lines = u64::try_from((self.nr_irqs / 32).saturating_sub(1)).unwrap_or(0);
         let aff3 = self.affinities.iter().any(|affinity| affinity >> 32 != 0);
-        // Ten bits of INTID, no LPIs (LPIS), no message-based SPIs (MBIS).
-        it_lines | (9 << 19) | (u64::from(aff3) << 24)
+        // Bits of an INTID; LPIs (LPIS); no message-based SPIs (MBIS).
+        let (bits, lpis) = if self.lpis.exist() { (lpi::INTID_BITS, 1) } else { (10, 0) };
+        it_lines | lpis << 17 | u64::from(bits - 1) << 19 | (u64::from(aff3) << 24)
     }
 
     fn ctlr(&self) -> u64 {

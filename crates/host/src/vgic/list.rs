@@ -16,6 +16,7 @@
 use super::cpu::{Cpu, NR_PRIVATE, Vmcr};
 use super::dist::Dist;
 use super::irq::{Held, Irq, Trigger};
+use super::lpi;
 use super::types::{ExitGic, LrImage, MAX_LRS, SyncOutcome};
 
 const HCR_LRENPIE: u64 = 1 << 2;
@@ -185,7 +186,9 @@ pub(super) fn sync(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, exit: &ExitGic, 
         }
     }
     for (lr, intid) in exit.lrs.into_iter().zip(cpu.loaded).take(cpu.nr_loaded) {
-        let (pending, active) = (lr & LR_PENDING != 0, lr & LR_ACTIVE != 0);
+        // An LPI has no active state.
+        let (pending, active) =
+            (lr & LR_PENDING != 0, lr & LR_ACTIVE != 0 && usize::from(intid) < lpi::FIRST);
         let occupied = pending || active;
         if occupied && lr & LR_VINTID != u64::from(intid) {
             // Not what we put there. Whatever happened, the interrupt is not lost.
@@ -269,7 +272,7 @@ pub enum LrFault {
     Priority(usize),
     /// This list register's pINTID has more than the EOI bit.
     Pintid(usize),
-    /// This list register's vINTID is not that of an SGI, PPI or SPI.
+    /// This list register's vINTID is not that of an SGI, PPI, SPI or LPI.
     Vintid(usize),
     /// This list register has the vINTID of an earlier one.
     Duplicate(usize),
@@ -303,7 +306,8 @@ impl LrImage {
             if lr & LR_PINTID & !LR_EOI != 0 {
                 return Err(LrFault::Pintid(i));
             }
-            if vintid >= 1020 {
+            let is_lpi = (0x2000..1 << lpi::INTID_BITS).contains(&vintid);
+            if vintid >= 1020 && !is_lpi {
                 return Err(LrFault::Vintid(i));
             }
             let occupied = |other: &&u64| **other & (LR_PENDING | LR_ACTIVE) != 0;

@@ -4,6 +4,8 @@
 //! What the architecture reserves, what has no meaning with affinity routing and one security state, and
 //! accesses of a size or alignment that a register does not have read as zero and ignore writes.
 
+use core::sync::atomic::Ordering;
+
 use lock_api::RawMutex;
 
 use super::Vgic;
@@ -26,6 +28,9 @@ impl<R: RawMutex> Vgic<R> {
             Frame::Dist { offset } => state.dist.lock().read(offset, len),
             Frame::Redist { vcpu, last, offset } => {
                 let affinity = *state.affinities.get(vcpu)?;
+                if let (0x0070 | 0x0074, 4 | 8) = (offset, len) {
+                    return Some(part(state.dist.lock().lpis.propbaser, offset, len));
+                }
                 state.cpus.get(vcpu)?.lock().read(affinity, last, offset, len)
             }
         })
@@ -39,8 +44,26 @@ impl<R: RawMutex> Vgic<R> {
             Frame::Dist { offset } => state.dist.lock().write(offset, len, value, &mut kick),
             Frame::Redist { vcpu, offset, .. } => {
                 let mut cpu = state.cpus.get(vcpu)?.lock();
-                let was_asleep = cpu.asleep;
+                let (was_asleep, had_lpis) = (cpu.asleep, cpu.lpis_enabled);
                 cpu.write(offset, len, value, &mut kick);
+                if let (0x0070 | 0x0074, 4 | 8) = (offset, len) {
+                    let mut dist = state.dist.lock();
+                    if dist.lpis.exist() && dist.lpis.enabled_at.is_empty() {
+                        // Bits 63:59, 55:52 and 6:5 are reserved.
+                        let new = replace_part(dist.lpis.propbaser, offset, len, value);
+                        dist.lpis.propbaser = new & !0xf8f0_0000_0000_0060;
+                    }
+                }
+                if cpu.lpis_enabled != had_lpis {
+                    let enabled_at = &mut state.dist.lock().lpis.enabled_at;
+                    if cpu.lpis_enabled {
+                        enabled_at.insert(vcpu);
+                        self.lpis_enabled.store(true, Ordering::SeqCst);
+                    } else {
+                        enabled_at.remove(vcpu);
+                    }
+                    kick.insert(vcpu);
+                }
                 if cpu.asleep != was_asleep {
                     state.dist.lock().set_asleep(vcpu, cpu.asleep, &mut kick);
                 }

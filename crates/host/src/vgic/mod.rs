@@ -22,6 +22,7 @@
 //!
 //! # Locks
 //!
+//! An ITS has a sleeping lock for the guest's orders, and a spin lock for its translations, which comes before these.
 //! In this order: the lock of one vCPU's private interrupts and list registers, then the distributor's
 //! lock (all SPIs). Never two vCPUs' locks at once. Both are the caller's `R`, which must disable
 //! interrupts while held, since lines may be set from interrupt context. Nothing is allocated, freed or
@@ -32,7 +33,9 @@ mod attr;
 mod cpu;
 mod dist;
 mod irq;
+mod its;
 mod list;
+mod lpi;
 mod mmio;
 mod redist;
 mod sgi;
@@ -41,11 +44,13 @@ mod tests;
 mod types;
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use lock_api::{Mutex, RawMutex};
 use spin::Once;
 
 pub use attr::{AttrError, Limits};
+pub use its::{GuestMemory, Its};
 pub use list::LrFault;
 pub use types::{ExitGic, LrImage, MAX_LRS, MAX_VCPUS, SpiList, SyncOutcome, VcpuSet};
 
@@ -64,6 +69,10 @@ pub struct Vgic<R: RawMutex> {
     state: Once<State<R>>,
     /// Where the frames lie; fixed when the first vCPU runs.
     layout: Once<Layout>,
+    /// There is an ITS.
+    has_its: AtomicBool,
+    /// A redistributor has enabled LPIs, see [`Vgic::take_lpis_enabled`].
+    lpis_enabled: AtomicBool,
 }
 
 /// What exists once the number of vCPUs and interrupts is known.
@@ -77,7 +86,33 @@ struct State<R: RawMutex> {
 impl<R: RawMutex> Vgic<R> {
     /// An interrupt controller without interrupts, as `KVM_CREATE_DEVICE` leaves it.
     pub fn new(limits: Limits) -> Self {
-        Vgic { limits, config: Mutex::new(Config::new()), state: Once::new(), layout: Once::new() }
+        Vgic {
+            limits,
+            config: Mutex::new(Config::new()),
+            state: Once::new(),
+            layout: Once::new(),
+            has_its: AtomicBool::new(false),
+            lpis_enabled: AtomicBool::new(false),
+        }
+    }
+
+    /// There will be LPIs. `false` if it is too late for that.
+    pub fn add_its(&self) -> bool {
+        let early = !self.is_initialised();
+        if early {
+            self.has_its.store(true, Ordering::SeqCst);
+        }
+        early
+    }
+
+    /// Bounds of the address space.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// vCPUs of the initialised GIC.
+    pub fn vcpu_count(&self) -> usize {
+        self.state.get().map_or(0, |state| state.cpus.len())
     }
 
     /// Whether `KVM_DEV_ARM_VGIC_CTRL_INIT` was done; from then on no vCPU can be added (`-EBUSY`).

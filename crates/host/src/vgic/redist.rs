@@ -2,12 +2,15 @@
 
 use super::cpu::Cpu;
 use super::irq::Irq;
-use super::mmio::{Bank, BankReg, IIDR, PIDR2, PIDR2_OFFSET, part};
+use super::mmio::{Bank, BankReg, IIDR, PIDR2, PIDR2_OFFSET, part, replace_part};
 use super::types::VcpuSet;
 
 /// The SGI frame follows the control frame.
 const SGI_FRAME: u64 = 0x1_0000;
 
+const CTLR_ENABLE_LPIS: u64 = 1;
+/// Bits 63, 61:59, 55:52, 15:12, 6:0 are reserved.
+const PENDBASER_RESERVED: u64 = 0xf8f0_0000_0000_f07f;
 const WAKER_PROCESSOR_SLEEP: u64 = 1 << 1;
 const WAKER_CHILDREN_ASLEEP: u64 = 1 << 2;
 
@@ -21,11 +24,15 @@ impl Cpu {
             };
         }
         match (offset, len) {
+            (0x0000, 4) => u64::from(self.lpis_enabled),
             (0x0004, 4) => IIDR,
-            (0x0008 | 0x000c, 4 | 8) => part(typer(self.index, affinity, last), offset, len),
+            (0x0008 | 0x000c, 4 | 8) => {
+                part(typer(self.index, affinity, last) | u64::from(self.has_lpis), offset, len)
+            }
+            (0x0078 | 0x007c, 4 | 8) => part(self.pendbaser, offset, len),
             (0x0014, 4) if self.asleep => WAKER_PROCESSOR_SLEEP | WAKER_CHILDREN_ASLEEP,
             (PIDR2_OFFSET, 4) => PIDR2,
-            // GICR_CTLR, PROPBASER, PENDBASER and the invalidation registers have no meaning without LPIs.
+            // The invalidation registers have no meaning with an ITS.
             _ => 0,
         }
     }
@@ -36,8 +43,16 @@ impl Cpu {
             if let Some(reg) = BankReg::decode(offset, len) {
                 reg.write(self, value, kick);
             }
-        } else if (offset, len) == (0x0014, 4) {
-            self.asleep = value & WAKER_PROCESSOR_SLEEP != 0;
+            return;
+        }
+        match (offset, len) {
+            (0x0014, 4) => self.asleep = value & WAKER_PROCESSOR_SLEEP != 0,
+            (0x0000, 4) if self.has_lpis => self.lpis_enabled = value & CTLR_ENABLE_LPIS != 0,
+            (0x0078 | 0x007c, 4 | 8) if self.has_lpis && !self.lpis_enabled => {
+                // PTZ, bit 62, reads as zero.
+                self.pendbaser = replace_part(self.pendbaser, offset, len, value) & !PENDBASER_RESERVED;
+            }
+            _ => (),
         }
     }
 }

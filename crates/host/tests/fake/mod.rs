@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex};
 use cca_abi::kvm::{self, ioctl};
 use cca_abi::rmi::{entry_span, fid};
 use kvm_realm::files::FileObject;
-use kvm_realm::kernel::{Entry, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread};
+use kvm_realm::kernel::{
+    Entry, EventFd, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
+};
 use kvm_realm::{Errno, Result, System, SystemConfig};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub(crate) const PAGE: u64 = 4096;
 pub(crate) const RAM: u64 = 0x8000_0000;
@@ -47,6 +49,10 @@ struct State {
     pins: usize,
     /// MPIDRs in the order of `REC_CREATE`.
     mpidrs: Vec<u64>,
+    /// The first 48 bytes of the last Realm's parameters: flags, s2sz, sve_vl, num_bps, num_wps, pmu_num_ctrs.
+    params: Vec<u8>,
+    watches: BTreeMap<i32, Arc<dyn Fn() + Send + Sync>>,
+    signals: BTreeMap<i32, u32>,
 }
 
 #[derive(Clone, Default)]
@@ -90,6 +96,19 @@ impl Fake {
 
     pub(crate) fn mpidrs(&self) -> Vec<u64> {
         self.0.lock().unwrap().mpidrs.clone()
+    }
+
+    /// One of the last Realm's 64-bit parameters.
+    pub(crate) fn param(&self, offset: usize) -> u64 {
+        let state = self.0.lock().unwrap();
+        u64::from_le_bytes(core::array::from_fn(|at| state.params[offset + at]))
+    }
+
+    /// Reads the process's memory.
+    pub(crate) fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> T {
+        let mut value = T::new_zeroed();
+        self.copy_from_user(at, value.as_mut_bytes()).unwrap();
+        value
     }
 
     pub(crate) fn pins(&self) -> usize {
@@ -157,8 +176,12 @@ impl Rmm {
         let walk_error = |level: i64| 4 | u64::try_from(level).unwrap() << 8;
         match function {
             fid::VERSION => (regs[1], regs[2]) = (0x1_0000, 0x1_0000),
-            // 48 bits, 6 breakpoints, 4 watchpoints, both hashes, 4 list registers, 2^4 - 1 RECs.
-            fid::FEATURES => regs[1] = 48 | 5 << 14 | 3 << 20 | 3 << 32 | 3 << 34 | 4 << 38,
+            // 48 bits, SVE with 512 bits, 6 breakpoints, 4 watchpoints, a PMU with 7 counters, both hashes, 4 list
+            // registers, 2^4 - 1 RECs.
+            fid::FEATURES => {
+                regs[1] = 48 | 1 << 9 | 3 << 10 | 5 << 14 | 3 << 20 | 1 << 26 | 7 << 27;
+                regs[1] |= 3 << 32 | 3 << 34 | 4 << 38;
+            }
             fid::GRANULE_DELEGATE => regs[0] = u64::from(!self.delegated.insert(x1)),
             fid::GRANULE_UNDELEGATE => regs[0] = u64::from(!self.delegated.remove(&x1)),
             fid::REC_AUX_COUNT => regs[1] = 2,
@@ -275,13 +298,54 @@ impl VcpuThread for FakeThread {
     fn prepare(&self) -> Result<()> {
         Err(Errno::EINTR)
     }
-    fn enter(&self, _: &mut SmcRegs, _: &mut dyn FnMut() -> bool) -> Entry {
+    fn enter(&self, _: &mut SmcRegs, _: bool, _: &mut dyn FnMut() -> bool) -> Entry {
         Entry::Refused
     }
     fn block(&self, _: Option<u64>, _: &mut dyn FnMut() -> bool) -> Result<()> {
         Err(Errno::EINTR)
     }
     fn kick(&self) {}
+}
+
+/// eventfds are numbers from [`FIRST_EVENT`] on; what hooked into them is called by [`Fake::signal`].
+pub(crate) const FIRST_EVENT: i32 = 1000;
+
+#[derive(Clone)]
+pub(crate) struct FakeEvent(Fake, i32);
+
+impl EventFd for FakeEvent {
+    fn signal(&self) {
+        *self.0.0.lock().unwrap().signals.entry(self.1).or_default() += 1;
+    }
+    fn is_same(&self, other: &Self) -> bool {
+        self.1 == other.1
+    }
+    fn is_closed(&self) -> bool {
+        false
+    }
+}
+
+/// Unhooks when dropped.
+pub(crate) struct FakeWatch(Fake, i32);
+
+impl Drop for FakeWatch {
+    fn drop(&mut self) {
+        let gone = self.0.0.lock().unwrap().watches.remove(&self.1);
+        drop(gone);
+    }
+}
+
+impl Fake {
+    /// Somebody writes to an eventfd.
+    pub(crate) fn signal(&self, fd: i32) {
+        let fire = self.0.lock().unwrap().watches.get(&fd).cloned();
+        fire.expect("nobody waits for the eventfd")();
+    }
+
+    /// How often the core signalled an eventfd.
+    pub(crate) fn signals(&self, fd: i32) -> u32 {
+        self.0.lock().unwrap().signals.get(&fd).copied().unwrap_or(0)
+    }
 }
 
 impl Kernel for Fake {
@@ -291,9 +355,28 @@ impl Kernel for Fake {
     type UserPage = FakePin;
     type AddressSpace = ();
     type VcpuThread = FakeThread;
+    type EventFd = FakeEvent;
+    type Watch = FakeWatch;
+
+    fn eventfd(&self, fd: i32) -> Result<FakeEvent> {
+        if fd >= FIRST_EVENT { Ok(FakeEvent(self.clone(), fd)) } else { Err(Errno::EBADF) }
+    }
+
+    fn watch(&self, event: &FakeEvent, fire: Box<dyn Fn() + Send + Sync>) -> Result<FakeWatch> {
+        self.0.lock().unwrap().watches.insert(event.1, fire.into());
+        Ok(FakeWatch(self.clone(), event.1))
+    }
+
+    fn can_mask_pmu(&self) -> bool {
+        true
+    }
 
     fn smc(&self, regs: &mut SmcRegs) {
         let mut state = self.0.lock().unwrap();
+        if regs[0] == fid::REALM_CREATE {
+            let params = state.pages[&regs[2]].clone();
+            state.params = params[..48].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+        }
         if regs[0] == fid::REC_CREATE {
             let params = state.pages[&regs[3]].clone();
             state.mpidrs.push(params[0x100].load(Ordering::Relaxed).into());
@@ -487,9 +570,14 @@ impl Machine {
     }
 
     pub(crate) fn vcpu(&self, id: u64) -> i64 {
+        self.vcpu_with(id, 0)
+    }
+
+    /// A vCPU with more features than PSCI.
+    pub(crate) fn vcpu_with(&self, id: u64, features: u32) -> i64 {
         let vcpu = self.kernel.file(self.vm).ioctl(ioctl::CREATE_VCPU, id).unwrap();
         let mut init = kvm::VcpuInit { target: kvm::TARGET_GENERIC_V8, features: [0; 7] };
-        init.features[0] = 1 << kvm::vcpu_feature::PSCI_0_2;
+        init.features[0] = 1 << kvm::vcpu_feature::PSCI_0_2 | features;
         self.on(vcpu, ioctl::ARM_VCPU_INIT, &init).unwrap();
         vcpu
     }

@@ -7,12 +7,13 @@ use core::ffi::c_void;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use cca_abi::kvm::Generation;
 use kvm_realm::files::FileObject;
 use kvm_realm::{Errno, System};
 
 use crate::counters;
 use crate::ffi::{Facts, LOG_ALWAYS};
-use crate::kernel::{Linux, log};
+use crate::kernel::{Fire, Linux, log};
 
 const ENODEV: i32 = -19;
 const CONDUIT_SMC: u32 = 1;
@@ -28,6 +29,9 @@ pub(crate) fn counter_hz() -> u64 {
 /// `RMI_VERSION`'s answer. Module parameters are readable before the module has started and until after its end, so
 /// they must not look at the system object.
 static RMI_VERSION: AtomicU64 = AtomicU64::new(0);
+
+/// The generation of the user ABI, for the same.
+static ABI: AtomicU64 = AtomicU64::new(0);
 
 /// The one system object: written at module start before any file can be opened, taken at module end when none can
 /// be open any more, shared in between.
@@ -74,7 +78,15 @@ extern "C" fn kvmr_init(facts: &Facts) -> i32 {
         log(LOG_ALWAYS, format_args!("{text}"));
         return ENODEV;
     }
-    match System::probe(Linux, kvm_realm::SystemConfig::default()) {
+    let Some(mut generation) = Generation::of(facts.abi) else {
+        log(LOG_ALWAYS, format_args!("module: there is no ABI v{}: 2 to 11", facts.abi));
+        return Errno::EINVAL.to_return() as i32;
+    };
+    if facts.cap_arm_rme != 0 {
+        generation.cap_arm_rme = facts.cap_arm_rme;
+    }
+    ABI.store(generation.version.into(), Relaxed);
+    match System::probe(Linux, kvm_realm::SystemConfig { generation }) {
         Ok(system) => {
             let version = system.rmi_version();
             RMI_VERSION.store(version, Relaxed);
@@ -143,6 +155,12 @@ unsafe extern "C" fn kvmr_release(file: *mut c_void) {
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn kvmr_event(fire: *mut c_void) {
+    // SAFETY: the hook owns the closure as long as it can be called.
+    unsafe { (*fire.cast::<Fire>())() }
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn kvmr_vcpu_page(file: *mut c_void, index: u64) -> u64 {
     // SAFETY: the mapping holds the file.
     match unsafe { object(file) } {
@@ -155,7 +173,7 @@ unsafe extern "C" fn kvmr_vcpu_page(file: *mut c_void, index: u64) -> u64 {
 extern "C" fn kvmr_stat(which: u32) -> u64 {
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     match which {
-        0 => kvm_realm::system::ABI_GENERATION,
+        0 => ABI.load(Relaxed),
         1 => RMI_VERSION.load(Relaxed),
         2 => count(counters::DELEGATED.load(Relaxed)),
         3 => counters::REFUSED.load(Relaxed),

@@ -14,6 +14,8 @@ pub(crate) struct Facts {
     pub(crate) cpus: u64,
     pub(crate) counter_hz: u64,
     pub(crate) pseudo_nmi: u64,
+    pub(crate) abi: u32,
+    pub(crate) cap_arm_rme: u32,
 }
 
 /// A question that the shim asks back, with interrupts off or while going to sleep: must not sleep.
@@ -58,14 +60,30 @@ unsafe extern "C" {
     pub(crate) fn shim_id_register(encoding: u32) -> u64; // any
     pub(crate) fn shim_counter() -> u64; // any
 
+    // events.c
+    pub(crate) fn shim_event_get(fd: i32, event: *mut *mut c_void) -> i64; // process
+    pub(crate) fn shim_event_hold(event: *mut c_void); // any
+    pub(crate) fn shim_event_put(event: *mut c_void); // process
+    pub(crate) fn shim_event_signal(event: *mut c_void); // any
+    pub(crate) fn shim_event_same(a: *const c_void, b: *const c_void) -> bool; // any
+    pub(crate) fn shim_event_closed(event: *const c_void) -> bool; // any
+    pub(crate) fn shim_watch_new(
+        fd: i32,
+        event: *mut c_void,
+        fire: *mut c_void,
+        watch: *mut *mut c_void,
+    ) -> i64; // process
+    pub(crate) fn shim_watch_free(watch: *mut c_void); // process
+
     // run.c
+    pub(crate) fn shim_can_mask_pmu() -> bool; // any
     pub(crate) fn shim_smc(regs: *mut u64); // any
     pub(crate) fn shim_thread_new() -> *mut c_void; // process
     pub(crate) fn shim_thread_free(t: *mut c_void); // process
     pub(crate) fn shim_run_begin(t: *mut c_void); // process
     pub(crate) fn shim_run_end(t: *mut c_void); // process
     pub(crate) fn shim_run_prepare() -> i32; // process
-    pub(crate) fn shim_run_enter(regs: *mut u64, go: Ask, ctx: *mut c_void) -> bool; // process
+    pub(crate) fn shim_run_enter(regs: *mut u64, mask_pmu: bool, go: Ask, ctx: *mut c_void) -> bool; // process
     pub(crate) fn shim_block(t: *mut c_void, timeout_ns: u64, wake: Ask, ctx: *mut c_void) -> i32; // process
     pub(crate) fn shim_kick(t: *mut c_void); // any
     pub(crate) fn shim_sigmask(mask: u64) -> u64; // process

@@ -71,6 +71,8 @@ impl Kernel for Linux {
     type UserPage = PinnedPage;
     type AddressSpace = AddressSpace;
     type VcpuThread = VcpuThread;
+    type EventFd = Event;
+    type Watch = Watch;
 
     fn smc(&self, regs: &mut SmcRegs) {
         let [function, x1, x2, ..] = *regs;
@@ -189,6 +191,34 @@ impl Kernel for Linux {
         // SAFETY: gives back the reference that `shim_file_get` took, once.
         unsafe { ffi::shim_file_put(file) };
         Some(clone)
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<Event> {
+        let mut event = core::ptr::null_mut();
+        // SAFETY: `event` is valid for the call.
+        check(unsafe { ffi::shim_event_get(fd, &raw mut event) })?;
+        Ok(Event { event, fd })
+    }
+
+    fn watch(&self, event: &Event, fire: Box<dyn Fn() + Send + Sync>) -> Result<Watch> {
+        // A thin pointer to the fat one.
+        let fire = Box::into_raw(Box::new(fire));
+        let mut watch = core::ptr::null_mut();
+        // SAFETY: the event is live, `watch` valid for the call; `fire` is what `kvmr_event` takes, and lives until
+        // the hook is gone.
+        match check(unsafe { ffi::shim_watch_new(event.fd, event.event, fire.cast(), &raw mut watch) }) {
+            Ok(_) => Ok(Watch { watch, fire }),
+            Err(error) => {
+                // SAFETY: the shim did not take it.
+                drop(unsafe { Box::from_raw(fire) });
+                Err(error)
+            }
+        }
+    }
+
+    fn can_mask_pmu(&self) -> bool {
+        // SAFETY: reads a number.
+        unsafe { ffi::shim_can_mask_pmu() }
     }
 
     fn new_vcpu_thread(&self) -> VcpuThread {
@@ -355,6 +385,76 @@ impl Drop for AddressSpace {
     }
 }
 
+/// The shim's `struct event`, a counted reference.
+#[derive(Debug)]
+pub(crate) struct Event {
+    event: *mut c_void,
+    /// The descriptor that it came from, needed only to hook into it at once.
+    fd: i32,
+}
+
+// SAFETY: the eventfd guards itself.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Clone for Event {
+    fn clone(&self) -> Self {
+        // SAFETY: the pointer is live as long as `self`.
+        unsafe { ffi::shim_event_hold(self.event) };
+        Self { event: self.event, fd: self.fd }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: gives back this reference, once.
+        unsafe { ffi::shim_event_put(self.event) }
+    }
+}
+
+impl kernel::EventFd for Event {
+    fn signal(&self) {
+        // SAFETY: the pointer is live as long as `self`.
+        unsafe { ffi::shim_event_signal(self.event) }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        // SAFETY: only compares.
+        unsafe { ffi::shim_event_same(self.event, other.event) }
+    }
+
+    fn is_closed(&self) -> bool {
+        // SAFETY: reads a flag.
+        unsafe { ffi::shim_event_closed(self.event) }
+    }
+}
+
+/// What a hook calls, behind a thin pointer.
+pub(crate) type Fire = Box<dyn Fn() + Send + Sync>;
+
+/// The shim's `struct watch`.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    watch: *mut c_void,
+    fire: *mut Fire,
+}
+
+// SAFETY: only dropped; the closure is Send and Sync.
+unsafe impl Send for Watch {}
+// SAFETY: as above.
+unsafe impl Sync for Watch {}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // SAFETY: unhooks, once, and waits for a call that is under way; then nobody uses the closure any more.
+        unsafe {
+            ffi::shim_watch_free(self.watch);
+            drop(Box::from_raw(self.fire));
+        }
+    }
+}
+
 /// The shim's `struct thread`.
 #[derive(Debug)]
 pub(crate) struct VcpuThread(*mut c_void);
@@ -388,9 +488,10 @@ impl kernel::VcpuThread for VcpuThread {
         check(unsafe { ffi::shim_run_prepare() }.into()).map(drop)
     }
 
-    fn enter(&self, regs: &mut SmcRegs, mut last_check: &mut dyn FnMut() -> bool) -> Entry {
+    fn enter(&self, regs: &mut SmcRegs, mask_pmu: bool, mut last_check: &mut dyn FnMut() -> bool) -> Entry {
         // SAFETY: 18 registers; the context fits `ask` and lives across the call.
-        let ran = unsafe { ffi::shim_run_enter(regs.as_mut_ptr(), ask as Ask, context(&mut last_check)) };
+        let ran =
+            unsafe { ffi::shim_run_enter(regs.as_mut_ptr(), mask_pmu, ask as Ask, context(&mut last_check)) };
         if !ran {
             return Entry::Refused;
         }
