@@ -143,6 +143,10 @@ impl Fake {
         System::probe(self.clone(), SystemConfig::default()).unwrap()
     }
 
+    pub(crate) fn system_of(&self, generation: kvm::Generation) -> Arc<System<Self>> {
+        System::probe(self.clone(), SystemConfig { generation }).unwrap()
+    }
+
     pub(crate) fn file(&self, fd: i64) -> FileObject<Self> {
         self.file_object(i32::try_from(fd).unwrap()).unwrap()
     }
@@ -580,6 +584,25 @@ impl Machine {
         init.features[0] = 1 << kvm::vcpu_feature::PSCI_0_2 | features;
         self.on(vcpu, ioctl::ARM_VCPU_INIT, &init).unwrap();
         vcpu
+    }
+
+    /// Writes into the process's memory.
+    pub(crate) fn put<T: IntoBytes + Immutable>(&self, at: u64, value: &T) {
+        self.kernel.copy_to_user(at, value.as_bytes()).unwrap();
+    }
+
+    /// An initialised interrupt controller; its file.
+    pub(crate) fn vgic(&self) -> i64 {
+        let create = kvm::CreateDevice { device_type: kvm::device_type::ARM_VGIC_V3, fd: 0, flags: 0 };
+        self.vm(ioctl::CREATE_DEVICE, &create).unwrap();
+        let fd = i64::from(self.kernel.read::<kvm::CreateDevice>(USER).fd);
+        let at = USER + 0x1000;
+        for (group, attr, payload) in [(0, 2, 0x3FFF_0000u64), (0, 3, 0x3FE0_0000), (3, 0, 96), (4, 0, 0)] {
+            self.put(at, &payload);
+            let args = kvm::DeviceAttr { flags: 0, group, attr, addr: at };
+            self.on(fd, ioctl::SET_DEVICE_ATTR, &args).unwrap();
+        }
+        fd
     }
 
     pub(crate) fn finalize(&self, vcpu: i64) -> Result {
