@@ -42,6 +42,14 @@ pub(crate) struct Config {
     pub(crate) vmid16: bool,
     pub(crate) num_bps: u64,
     pub(crate) num_wps: u64,
+    /// SVE vector lengths: bit n for (n + 1) × 128 bits.
+    pub(crate) sve_lengths: u16,
+    /// PMU event counters for Realms; `None` if there is no PMU that can be kept from counting at EL2 (PMUv3p5).
+    pub(crate) pmu_counters: Option<u64>,
+    /// A Realm's PMU may be without event counters (FEAT_HPMN0).
+    hpmn0: bool,
+    /// All event counters: HPMN while no Realm's PMU is loaded.
+    pub(crate) host_counters: u64,
     /// List registers (the real number, 1 to 16).
     pub(crate) num_lrs: usize,
     /// Bits of a list register's priority that are not implemented.
@@ -89,6 +97,8 @@ impl Config {
         let num_lrs = usize::try_from(field(facts.ich_vtr, 0, 5)).ok()? + 1;
         let priority_bits = u32::try_from(field(facts.ich_vtr, 29, 3)).ok()? + 1;
         let intid_bits = if field(facts.ich_vtr, 23, 3) == 0 { 16 } else { 24 };
+        let host_counters = u64::from(facts.pmu_counters);
+        let has_pmu = matches!(field(id.id_aa64dfr0, 8, 4), 6..=14) && host_counters != 0;
         Some(Self {
             pa_bits,
             lpa2,
@@ -96,6 +106,10 @@ impl Config {
             // The RMM's context holds 16 of each.
             num_bps: num_bps.min(15),
             num_wps: num_wps.min(15),
+            sve_lengths: facts.sve_lengths,
+            pmu_counters: has_pmu.then_some(host_counters),
+            hpmn0: field(id.id_aa64dfr0, 60, 4) != 0,
+            host_counters,
             num_lrs: num_lrs.min(16),
             lr_priority_res0: 0xFF & !(0xFF00u64 >> priority_bits),
             intid_bits,
@@ -115,9 +129,15 @@ impl Config {
 
     /// Feature register 0.
     pub(crate) fn features0(&self) -> u64 {
-        // SVE and PMU are not offered: their bits stay zero.
+        let sve = match self.sve_lengths.checked_ilog2() {
+            Some(longest) => 1 << 9 | u64::from(longest) << 10,
+            None => 0,
+        };
+        let pmu = self.pmu_counters.map_or(0, |counters| 1 << 26 | counters << 27);
         self.s2sz()
             | u64::from(self.lpa2) << 8
+            | sve
+            | pmu
             | self.num_bps << 14
             | self.num_wps << 20
             | 1 << 32
@@ -130,12 +150,10 @@ impl Config {
     /// rtt_num_level, rtt_align and the range part of vmid_valid).
     pub(crate) fn check_realm(&self, params: &RealmParams) -> Option<RealmShape> {
         let ipa_width = u64::from(params.s2sz);
-        let unsupported = realm_flags::SVE | realm_flags::PMU;
         let lpa2 = params.flags & realm_flags::LPA2 != 0;
         let num_bps = u64::from(params.num_bps);
         let num_wps = u64::from(params.num_wps);
-        if params.flags & unsupported != 0
-            || (lpa2 && !self.lpa2)
+        if (lpa2 && !self.lpa2)
             || !(MIN_IPA_BITS..=self.widest(lpa2)).contains(&ipa_width)
             || num_bps == 0
             || num_bps > self.num_bps
@@ -145,6 +163,9 @@ impl Config {
         {
             return None;
         }
+        let zcr = if params.flags & realm_flags::SVE != 0 { Some(self.sve(params.sve_vl)?) } else { None };
+        let pmu_counters =
+            if params.flags & realm_flags::PMU != 0 { Some(self.pmu(params.pmu_num_ctrs)?) } else { None };
         let hash = HashAlgorithm::try_from(params.hash_algo).ok()?;
         let start_level = u64::try_from(params.rtt_level_start).map_or_else(
             |_| (params.rtt_level_start == -1 && lpa2).then_some(Level::Minus1),
@@ -178,8 +199,22 @@ impl Config {
             format,
             hash,
             vtcr,
-            aux_count: aux::count(),
+            zcr,
+            pmu_counters,
+            aux_count: aux::count(zcr),
         })
+    }
+
+    /// ZCR_EL2 that gives vectors of exactly (`vl` + 1) × 128 bits; `None` if the CPU would give others.
+    fn sve(&self, vl: u8) -> Option<u64> {
+        (vl < 16 && self.sve_lengths >> vl & 1 != 0).then_some(u64::from(vl))
+    }
+
+    /// The number of event counters, if a Realm can have so many.
+    fn pmu(&self, counters: u8) -> Option<u64> {
+        let counters = u64::from(counters);
+        let most = self.pmu_counters?;
+        (counters <= most && (counters != 0 || self.hpmn0)).then_some(counters)
     }
 }
 
@@ -195,6 +230,10 @@ pub(crate) struct RealmShape {
     pub(crate) hash: HashAlgorithm,
     pub(crate) vtcr: u64,
     pub(crate) aux_count: u64,
+    /// ZCR_EL2 for a Realm with SVE.
+    pub(crate) zcr: Option<u64>,
+    /// Event counters for a Realm with PMU.
+    pub(crate) pmu_counters: Option<u64>,
 }
 
 /// How many concatenated start tables an IPA space of `width` bits needs at `level`; `None` if the architecture

@@ -14,8 +14,11 @@
 //! | EL1/EL0 system registers, PAuth keys, timers | loaded | – | stored |
 //! | `ICH_LR`, `ICH_HCR`, `ICH_VMCR`, `ICH_AP0R`, `ICH_AP1R` | loaded | – | stored, then `ICH_HCR_EL2` = 0 on the CPU |
 //! | `ICH_MISR` | – | – | stored (read-only for the core) |
-//! | `FP` (V0–V31), `FPSR`, `FPCR` | lazily at the first FP trap, or here | – | stored if loaded |
-//! | `DBGBVR` … `DBGWCR` | by `debug_load` only | – | stored if loaded |
+//! | `FP` (V0–V31), `FPSR`, `FPCR` | – | loaded at the first FP trap | stored if loaded |
+//! | `PREDICATES`, `ZCR_EL1`, and Z0–Z31 in granules of their own | – | as `FP`, instead of it, for a REC with SVE | stored if loaded |
+//! | `DBGBVR` … `DBGCLAIM` | by `debug_load` only | – | stored if loaded |
+//! | `PMCR` … `PMEVTYPER` | by `pmu_load` only | – | stored if loaded |
+//! | `MDCCINT_EL1` | – | – | – (its accesses trap) |
 //!
 //! After `rec_run` HCR_EL2.VSE is clear in the word if the REC has taken its virtual SError.
 //!
@@ -60,7 +63,7 @@ pub mod word {
         HCR_EL2: 1;
         /// `CNTHCTL_EL2` for the next run (timer masks).
         CNTHCTL_EL2: 1;
-        /// `MDCR_EL2` for the next run (debug and PMU traps). HPMN is filled in by the platform.
+        /// `MDCR_EL2` for the next run (debug and PMU traps, HPMN).
         MDCR_EL2: 1;
         /// `VSESR_EL2` for the next run (meaningful with HCR_EL2.VSE).
         VSESR_EL2: 1;
@@ -125,8 +128,12 @@ pub mod word {
         CSSELR_EL1: 1;
         /// `MDSCR_EL1`.
         MDSCR_EL1: 1;
-        /// `MDCCINT_EL1`.
+        /// `MDCCINT_EL1`, which has no effect: a Realm has no debug communication channel.
         MDCCINT_EL1: 1;
+        /// `PMUSERENR_EL0`.
+        PMUSERENR: 1;
+        /// Filler.
+        RESERVED2: 1;
         /// `DISR_EL1`, reached as `VDISR_EL2`.
         DISR_EL1: 1;
         /// `CNTKCTL_EL1`.
@@ -155,7 +162,7 @@ pub mod word {
         /// `ICH_MISR_EL2`, as read at `rec_save`.
         ICH_MISR: 1;
         /// Filler.
-        RESERVED2: 1;
+        RESERVED3: 1;
         /// `ICH_AP0R0_EL2` … 3.
         ICH_AP0R: 4;
         /// `ICH_AP1R0_EL2` … 3.
@@ -176,14 +183,49 @@ pub mod word {
         DBGWVR: 16;
         /// `DBGWCR0_EL1` …
         DBGWCR: 16;
+        /// The claim tags (`DBGCLAIMCLR_EL1` as read).
+        DBGCLAIM: 1;
+
+        /// `ZCR_EL2` for a REC with SVE: its longest vectors.
+        ZCR_EL2: 1;
+        /// `ZCR_EL1`.
+        ZCR_EL1: 1;
+        /// Filler, keeps predicates aligned.
+        RESERVED4: 1;
+        /// Physical address of the memory for Z0–Z15; zero for a REC without SVE.
+        SVE_Z: 1;
+        /// The same for Z16–Z31.
+        SVE_Z_HIGH: 1;
+        /// P0–P15, packed at the length of `ZCR_EL2`; at word 64 of them FFR (16-byte aligned).
+        PREDICATES: 68;
+
+        /// `PMCR_EL0`.
+        PMCR: 1;
+        /// `PMSELR_EL0`.
+        PMSELR: 1;
+        /// `PMCNTENSET_EL0`.
+        PMCNTEN: 1;
+        /// `PMINTENSET_EL1`.
+        PMINTEN: 1;
+        /// `PMOVSSET_EL0`.
+        PMOVS: 1;
+        /// `PMCCNTR_EL0`.
+        PMCCNTR: 1;
+        /// `PMCCFILTR_EL0`.
+        PMCCFILTR: 1;
+        /// `PMEVCNTR0_EL0` …
+        PMEVCNTR: 31;
+        /// `PMEVTYPER0_EL0` …
+        PMEVTYPER: 31;
 
         /// Free for the platform's own use (the core clears it at REC_CREATE and never looks).
-        PLATFORM: 64;
+        PLATFORM: 2;
     }
 }
 
 const _: () = assert!(word::END <= GRANULE_WORDS, "the context fits in one granule");
 const _: () = assert!(word::FP % 2 == 0, "vector registers are 16-byte aligned");
+const _: () = assert!(word::PREDICATES % 2 == 0, "predicates are 16-byte aligned");
 
 /// A view of a REC's context granule.
 #[derive(Clone, Copy)]

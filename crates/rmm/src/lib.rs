@@ -5,7 +5,7 @@
 //! |---|---|
 //! | what does a command do | `delegation`, `realm`, `rec`, `data`, `rtt`, `ripas`, `unprotected`, `psci`, `rsi` |
 //! | where do attestation tokens come from | `attestation` |
-//! | how does a REC run | `run`, `abort`, `sysreg`, `inject`, `timer`, `gic`, `reset`, [`context`] |
+//! | how does a REC run | `run`, `abort`, `sysreg`, `inject`, `timer`, `gic`, `pmu`, `reset`, [`context`] |
 //! | who owns which memory | `granule`, `lock`, `aux` |
 //! | what do stage 2 tables look like | `level`, `entry`, `walk` |
 //! | what does the machine offer | [`platform`], `config` |
@@ -28,6 +28,7 @@ mod level;
 mod lock;
 mod measurement;
 pub mod platform;
+mod pmu;
 mod psci;
 mod realm;
 mod rec;

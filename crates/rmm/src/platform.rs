@@ -17,7 +17,7 @@
 //! ```text
 //! rec_load(cpu, ctx)            host's EL1/EL0/GIC/timer state away, the REC's in
 //!   rec_run(cpu, ctx) -> exit   as often as the core can handle the exit itself
-//!   el1(..), set_el1(..), timers(..), debug_load(..)   in between, for injection and timer decisions
+//!   el1(..), set_el1(..), timers(..), debug_load(..), pmu_load(..)   in between, for injection and timer decisions
 //! rec_save(cpu, ctx)            the REC's state into ctx, the host's back
 //! ```
 //!
@@ -100,6 +100,7 @@ pub struct LiveTimers {
 pub struct IdRegisters {
     pub id_aa64pfr0: u64,
     pub id_aa64pfr1: u64,
+    pub id_aa64zfr0: u64,
     pub id_aa64dfr0: u64,
     pub id_aa64dfr1: u64,
     pub id_aa64afr0: u64,
@@ -119,6 +120,10 @@ pub struct Facts {
     pub id: IdRegisters,
     /// `ICH_VTR_EL2` as read: list registers, priority bits, INTID bits.
     pub ich_vtr: u64,
+    /// SVE vector lengths that a Realm can have: bit n is set for (n + 1) × 128 bits. Zero without SVE.
+    pub sve_lengths: u16,
+    /// `PMCR_EL0.N` as EL2 reads it.
+    pub pmu_counters: u8,
     /// CPUs that may call [`crate::Rmm::handle_rmi`]; their indices are `0..num_cpus`.
     pub num_cpus: usize,
 }
@@ -214,7 +219,7 @@ pub trait Platform: Sync {
     fn rec_load(&self, cpu: usize, ctx: &RecContext<'_>);
 
     /// Runs the REC until the next exception to EL2 that the platform does not handle itself
-    /// (it handles only lazy loading of FP/SIMD state).
+    /// (it handles only lazy loading of FP/SIMD and SVE state).
     fn rec_run(&self, cpu: usize, ctx: &RecContext<'_>) -> RealmExit;
 
     /// Saves the REC's state into `ctx` and restores the host's.
@@ -232,6 +237,10 @@ pub trait Platform: Sync {
     /// Saves the host's breakpoint and watchpoint registers and loads the REC's from `ctx`; called at most once
     /// between `rec_load` and `rec_save`. If it was called, `rec_save` saves and restores them too.
     fn debug_load(&self, cpu: usize, ctx: &RecContext<'_>);
+
+    /// The same for the performance monitors, of which the REC has as many event counters as MDCR_EL2.HPMN in its
+    /// context says.
+    fn pmu_load(&self, cpu: usize, ctx: &RecContext<'_>);
 
     /// A line for the RMM's console.
     fn log(&self, line: fmt::Arguments<'_>);

@@ -11,7 +11,7 @@ use crate::context::word;
 use crate::granule::State;
 use crate::platform::Platform;
 use crate::realm::RealmState;
-use crate::rec::{affinity, psci_target_index};
+use crate::rec::{Rec, affinity, psci_target_index};
 use crate::reset;
 use crate::run::{Flow, Run};
 
@@ -87,7 +87,7 @@ impl<P: Platform> Rmm<'_, P> {
             match (is_cpu_on, on) {
                 (true, true) => Code::AlreadyOn.to_register(),
                 (true, false) => {
-                    self.start(target_rec.aux(aux::CONTEXT), ctx.get(word::SCTLR_EL1), x2, x3);
+                    self.start(target_rec, ctx.get(word::SCTLR_EL1), x2, x3);
                     target_rec.set_runnable(true);
                     Code::Success.to_register()
                 }
@@ -107,15 +107,14 @@ impl<P: Platform> Rmm<'_, P> {
         Ok(NONE)
     }
 
-    /// Puts a REC that is off into the state in which CPU_ON starts it.
-    fn start(&self, aux: u64, caller_sctlr: u64, entry: u64, context_id: u64) {
-        let ctx = crate::context::RecContext::new(self.platform.granule(aux));
-        for n in 0..31 {
-            ctx.set_gpr(n, 0);
-        }
+    /// Puts a REC that is off into the state in which CPU_ON starts it: nothing of an earlier life is left.
+    fn start(&self, rec: Rec<'_>, caller_sctlr: u64, entry: u64, context_id: u64) {
+        self.platform.zero(rec.aux(aux::CONTEXT));
+        rec.set_vserror(None);
+        let ctx = self.context(rec);
+        reset::context(&ctx, self.realm(rec.owner()), rec);
         ctx.set_gpr(0, context_id);
         ctx.set(word::PC, entry);
-        ctx.set(word::PSTATE, reset::PSTATE);
         ctx.set(word::SCTLR_EL1, reset::SCTLR_EL1 | caller_sctlr & reset::SCTLR_EE);
     }
 }

@@ -32,6 +32,10 @@ mod word {
     pub(super) const VTTBR: usize = 11;
     pub(super) const LPA2: usize = 12;
     pub(super) const AUX_COUNT: usize = 13;
+    /// ZCR_EL2 plus one, zero without SVE.
+    pub(super) const SVE: usize = 14;
+    /// Event counters plus one, zero without PMU.
+    pub(super) const PMU: usize = 15;
     pub(super) const RPV: usize = 16;
     pub(super) const MEASUREMENTS: usize = 32;
 }
@@ -154,6 +158,21 @@ impl<'a> Realm<'a> {
         self.get(word::AUX_COUNT)
     }
 
+    /// ZCR_EL2 of a Realm with SVE: its longest vectors.
+    pub(crate) fn zcr(&self) -> Option<u64> {
+        self.get(word::SVE).checked_sub(1)
+    }
+
+    /// Event counters of a Realm with PMU.
+    pub(crate) fn pmu_counters(&self) -> Option<u64> {
+        self.get(word::PMU).checked_sub(1)
+    }
+
+    /// Whether its addresses may be longer than 48 bits.
+    pub(crate) fn has_lpa2(&self) -> bool {
+        self.get(word::LPA2) != 0
+    }
+
     pub(crate) fn rpv(&self) -> [u64; 8] {
         core::array::from_fn(|n| self.get(word::RPV.wrapping_add(n)))
     }
@@ -246,6 +265,8 @@ impl<P: Platform> Rmm<'_, P> {
         realm.set(word::HASH, shape.hash as u64);
         realm.set(word::NUM_BPS, u64::from(params.num_bps));
         realm.set(word::NUM_WPS, u64::from(params.num_wps));
+        realm.set(word::SVE, shape.zcr.map_or(0, |zcr| zcr.wrapping_add(1)));
+        realm.set(word::PMU, shape.pmu_counters.map_or(0, |counters| counters.wrapping_add(1)));
         realm.set(word::VTCR, shape.vtcr);
         realm.set(word::VTTBR, vttbr(shape.rtt_base, params.vmid));
         realm.set(word::LPA2, u64::from(shape.format == Format::Bits52));

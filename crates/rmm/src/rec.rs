@@ -284,11 +284,7 @@ impl<P: Platform> Rmm<'_, P> {
         object.set_runnable(runnable);
 
         let ctx = self.context(object);
-        let stage2 = realm.stage2();
-        reset::context(&ctx);
-        ctx.set(ctx_word::VTCR_EL2, stage2.vtcr);
-        ctx.set(ctx_word::VTTBR_EL2, stage2.vttbr);
-        ctx.set(ctx_word::VMPIDR_EL2, object.mpidr());
+        reset::context(&ctx, realm, object);
         ctx.set(ctx_word::PC, params.pc);
         for (n, &value) in params.gprs.iter().enumerate() {
             ctx.set_gpr(n, value);

@@ -14,6 +14,7 @@ use crate::gic::{self, GicEnter};
 use crate::granule::State;
 use crate::inject;
 use crate::platform::{Platform, RealmExit};
+use crate::pmu;
 use crate::realm::{Realm, RealmState, Stage2};
 use crate::rec::{LastAbort, Rec};
 use crate::reset;
@@ -109,6 +110,7 @@ impl<P: Platform> Rmm<'_, P> {
         self.enter_and_run(&mut run, &enter, inject_sea, emulated);
         gic::report(&self.config, &run.ctx, &mut run.exit);
         rec.set_timers_reported(timer::report(&run.ctx, &mut run.exit));
+        run.exit.pmu_ovf_status = u8::from(pmu::is_overflow_pending(&run.ctx));
         self.granules.put(rec_pa);
 
         let words = <[u64]>::ref_from_bytes(run.exit.as_bytes()).map_err(|_| Status::ErrorInput)?;
@@ -168,11 +170,18 @@ impl<P: Platform> Rmm<'_, P> {
         }
         ctx.set(word::HCR_EL2, hcr);
         let debugging = ctx.get(word::MDSCR_EL1) & MDSCR_MDE != 0;
-        ctx.set(word::MDCR_EL2, reset::mdcr(!debugging));
+        let counting = ctx.get(word::PMCR) & pmu::PMCR_E != 0;
+        let debug_trap = if debugging { 0 } else { reset::MDCR_TDA };
+        let pmu_trap = if counting { 0 } else { reset::MDCR_TPM };
+        let counters = run.realm.pmu_counters().unwrap_or(self.config.host_counters);
+        ctx.set(word::MDCR_EL2, reset::mdcr(debug_trap | pmu_trap, counters));
 
         self.platform.rec_load(run.cpu, &ctx);
         if debugging {
             self.platform.debug_load(run.cpu, &ctx);
+        }
+        if counting {
+            self.platform.pmu_load(run.cpu, &ctx);
         }
         if inject_sea && last_abort != LastAbort::None {
             inject::external_abort(&self.platform, run.cpu, &ctx, abort_esr, abort_far);

@@ -41,11 +41,17 @@ pub(crate) fn facts() -> Facts {
             id_aa64mmfr0: 6,
             id_aa64mmfr1: 1 << 8 | 2 << 4,
             id_aa64mmfr2: 1 << 40,
-            id_aa64dfr0: 5 << 12 | 3 << 20 | 0xA,
+            // PMUv3p5, SVE.
+            id_aa64dfr0: 5 << 12 | 3 << 20 | 6 << 8 | 0xA,
+            id_aa64pfr0: 1 << 32 | 2 << 28 | 0x22,
+            id_aa64zfr0: 0x1234,
             ..IdRegisters::default()
         },
         // Five priority bits, 16-bit INTIDs, four list registers.
         ich_vtr: 4 << 29 | 3,
+        // 128, 256, 512, 2048 bits.
+        sve_lengths: 0b1000_0000_0000_1011,
+        pmu_counters: 6,
         num_cpus: 4,
     }
 }
@@ -66,6 +72,9 @@ pub(crate) struct TestPlatform {
     pub(crate) tlbis: AtomicUsize,
     /// If set, what the guest does when the script is empty.
     pub(crate) habit: Mutex<Option<Habit>>,
+    /// How often debug registers and performance monitors were loaded.
+    pub(crate) debug_loads: AtomicUsize,
+    pub(crate) pmu_loads: AtomicUsize,
     /// Whether an interrupt is always pending.
     pub(crate) interrupts: AtomicBool,
     /// Whether hashes are accelerated.
@@ -227,7 +236,13 @@ impl Platform for TestPlatform {
         LiveTimers { cntv_ctl: ctx.get(word::CNTV_CTL), cntp_ctl: ctx.get(word::CNTP_CTL) }
     }
 
-    fn debug_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
+    fn debug_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {
+        self.debug_loads.fetch_add(1, Relaxed);
+    }
+
+    fn pmu_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {
+        self.pmu_loads.fetch_add(1, Relaxed);
+    }
 
     fn log(&self, line: fmt::Arguments<'_>) {
         std::println!("{line}");
@@ -258,6 +273,8 @@ pub(crate) fn new_rmm() -> Rmm<'static, TestPlatform> {
         script: Mutex::new(VecDeque::new()),
         tlbis: AtomicUsize::new(0),
         habit: Mutex::new(None),
+        debug_loads: AtomicUsize::new(0),
+        pmu_loads: AtomicUsize::new(0),
         interrupts: AtomicBool::new(false),
         accelerated: AtomicBool::new(false),
     };

@@ -44,7 +44,13 @@ impl RealmWorld {
     /// The platform for `machine`, with feature registers like those of QEMU's `max`.
     #[must_use]
     pub fn new(machine: Arc<Machine>) -> Self {
-        let mut facts = Facts { num_cpus: machine.cpus(), ich_vtr: 0x9034_0003, ..Facts::default() };
+        let mut facts = Facts {
+            num_cpus: machine.cpus(),
+            ich_vtr: 0x9034_0003,
+            sve_lengths: 0xFFFF,
+            pmu_counters: 6,
+            ..Facts::default()
+        };
         facts.id.id_aa64pfr0 = 0x1311_0011_2111_2222;
         facts.id.id_aa64pfr1 = 0x0000_0010_0100_0121;
         facts.id.id_aa64dfr0 = 0x1000_0000_1030_560A;
@@ -359,6 +365,8 @@ impl Platform for RealmWorld {
     }
 
     fn debug_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
+
+    fn pmu_load(&self, _cpu: usize, _ctx: &RecContext<'_>) {}
 
     fn log(&self, line: fmt::Arguments<'_>) {
         self.machine.log(format!("RMM: {line}"));

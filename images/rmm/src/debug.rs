@@ -1,4 +1,4 @@
-//! Breakpoints and watchpoints: switched only for a REC that uses them.
+//! Breakpoints, watchpoints and claim tags: switched only for a REC that uses them.
 
 use crate::percpu::PerCpu;
 use crate::regs::field;
@@ -39,6 +39,7 @@ pub(crate) fn load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
     each!(swap_in, "5", word::DBGBCR, breakpoints);
     each!(swap_in, "6", word::DBGWVR, watchpoints);
     each!(swap_in, "7", word::DBGWCR, watchpoints);
+    cpu.claim = swap_claim_tags(ctx.get(word::DBGCLAIM));
     cpu.debug_loaded = true;
 }
 
@@ -58,7 +59,21 @@ pub(crate) fn save(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
     each!(swap_out, "5", word::DBGBCR, breakpoints);
     each!(swap_out, "6", word::DBGWVR, watchpoints);
     each!(swap_out, "7", word::DBGWCR, watchpoints);
+    ctx.set(word::DBGCLAIM, swap_claim_tags(cpu.claim));
     cpu.debug_loaded = false;
+}
+
+/// Sets exactly the tags in `new`; gives those that were set.
+fn swap_claim_tags(new: u64) -> u64 {
+    let old = read_reg!("dbgclaimclr_el1");
+    if old != new {
+        // SAFETY: tags mean nothing to the CPU.
+        unsafe {
+            write_reg!("dbgclaimclr_el1", !new);
+            write_reg!("dbgclaimset_el1", new);
+        }
+    }
+    old
 }
 
 const _: () = assert!(word::DBGBCR == word::DBGBVR + 16 && word::DBGWCR == word::DBGBVR + 48);

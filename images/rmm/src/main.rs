@@ -22,6 +22,7 @@ mod memory;
 mod mmu;
 mod percpu;
 mod platform;
+mod pmu;
 mod vectors;
 mod world;
 

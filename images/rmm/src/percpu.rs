@@ -2,6 +2,7 @@
 
 use crate::entry::boot_state;
 use crate::layout::{SLOT_SIZE, STACK_SIZE};
+use crate::pmu::HostPmu;
 
 /// Bytes for 32 Z registers, 16 predicates and FFR of the longest vectors that the architecture allows.
 pub(crate) const VECTOR_BYTES: usize = 32 * 256 + 17 * 32;
@@ -25,14 +26,24 @@ pub(crate) struct PerCpu {
     pub(crate) fpcr: u64,
     /// See `fpsr`; nonzero only if the host was in streaming mode.
     pub(crate) svcr: u64,
+    /// The host's ZCR_EL2 and ZCR_EL1 while a REC with SVE is loaded.
+    pub(crate) zcr_el2: u64,
+    /// See `zcr_el2`.
+    pub(crate) zcr_el1: u64,
     /// The host's EL1/EL0/GIC/timer registers while a REC's are loaded.
     pub(crate) host: [u64; HOST_REGISTERS],
     /// The host's breakpoints and watchpoints while a REC's are loaded.
     pub(crate) debug: [u64; DEBUG_REGISTERS],
+    /// The host's claim tags with `debug`.
+    pub(crate) claim: u64,
+    /// The host's performance monitors.
+    pub(crate) pmu: HostPmu,
     /// A REC is loaded.
     pub(crate) loaded: bool,
     /// The REC's vector registers are loaded.
     pub(crate) fp_loaded: bool,
+    /// They include SVE's.
+    pub(crate) sve_loaded: bool,
     /// The REC's debug registers are loaded.
     pub(crate) debug_loaded: bool,
     /// The REC has not run since it was loaded.
@@ -69,5 +80,7 @@ pub(crate) fn init(cpu: u64) {
     let this = this();
     this.loaded = false;
     this.fp_loaded = false;
+    this.sve_loaded = false;
     this.debug_loaded = false;
+    this.pmu.loaded = false;
 }

@@ -4,7 +4,7 @@ use crate::layout::NS_ALIAS;
 use crate::percpu;
 use crate::regs::isb;
 use crate::vectors::{rmm_guest_run, rmm_ns_copy, rmm_zero};
-use crate::{console, debug, el3, fatal, fp, hash, world};
+use crate::{console, debug, el3, fatal, fp, hash, pmu, world};
 use cca_abi::rmm_el3::fid;
 use core::arch::asm;
 use core::fmt;
@@ -14,7 +14,6 @@ use rmm::platform::{El1, El3Refused, Facts, IdRegisters, LiveTimers, NsFault, Pa
 /// R-EL2 of this machine.
 pub(crate) struct Machine {
     facts: Facts,
-    counters: u64,
 }
 
 /// CNTHCTL_EL2.CNTVMASK and CNTPMASK.
@@ -27,6 +26,8 @@ const VIRTUAL_TIMER: u64 = 27;
 const PHYSICAL_TIMER: u64 = 30;
 /// ESR_EL2.EC of a trapped FP/SIMD access.
 const EC_FP: u64 = 0x07;
+/// The same for SVE.
+const EC_SVE: u64 = 0x19;
 /// Words in a granule.
 const GRANULE_WORDS: u64 = 512;
 
@@ -36,6 +37,7 @@ impl Machine {
         let id = IdRegisters {
             id_aa64pfr0: read_reg!("id_aa64pfr0_el1"),
             id_aa64pfr1: read_reg!("id_aa64pfr1_el1"),
+            id_aa64zfr0: read_reg!(id_aa64zfr0_el1!()),
             id_aa64dfr0: read_reg!("id_aa64dfr0_el1"),
             id_aa64dfr1: read_reg!("id_aa64dfr1_el1"),
             id_aa64afr0: read_reg!("id_aa64afr0_el1"),
@@ -47,10 +49,10 @@ impl Machine {
             id_aa64mmfr1: read_reg!("id_aa64mmfr1_el1"),
             id_aa64mmfr2: read_reg!(id_aa64mmfr2_el1!()),
         };
-        Self {
-            facts: Facts { id, ich_vtr: read_reg!(ich_vtr_el2!()), num_cpus },
-            counters: world::counters(),
-        }
+        let sve_lengths = if world::features().sve { fp::lengths() } else { 0 };
+        // Five bits.
+        let pmu_counters = world::counters() as u8;
+        Self { facts: Facts { id, ich_vtr: read_reg!(ich_vtr_el2!()), sve_lengths, pmu_counters, num_cpus } }
     }
 }
 
@@ -206,7 +208,7 @@ impl Platform for Machine {
         unsafe {
             write_reg!("hcr_el2", hcr);
             write_reg!("cnthctl_el2", cnthctl);
-            write_reg!("mdcr_el2", ctx.get(word::MDCR_EL2) | self.counters);
+            write_reg!("mdcr_el2", ctx.get(word::MDCR_EL2));
             write_reg!(vsesr_el2!(), ctx.get(word::VSESR_EL2));
         }
         if newly_masked != 0 {
@@ -223,7 +225,9 @@ impl Platform for Machine {
                 0 => {
                     let esr = read_reg!("esr_el2");
                     let cpu = percpu::this();
-                    if esr >> 26 & 0x3F == EC_FP && !cpu.fp_loaded {
+                    let class = esr >> 26 & 0x3F;
+                    let uses_vectors = class == EC_FP || (class == EC_SVE && ctx.get(word::SVE_Z) != 0);
+                    if uses_vectors && !cpu.fp_loaded {
                         fp::load(cpu, ctx);
                         continue;
                     }
@@ -271,6 +275,10 @@ impl Platform for Machine {
 
     fn debug_load(&self, _cpu: usize, ctx: &RecContext<'_>) {
         debug::load(percpu::this(), ctx);
+    }
+
+    fn pmu_load(&self, _cpu: usize, ctx: &RecContext<'_>) {
+        pmu::load(percpu::this(), ctx);
     }
 
     fn log(&self, line: fmt::Arguments<'_>) {

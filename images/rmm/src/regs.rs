@@ -62,6 +62,11 @@ encodings! {
     hdfgrtr_el2 = "S3_4_C3_C1_4";
     hdfgwtr_el2 = "S3_4_C3_C1_5";
     svcr = "S3_3_C4_C2_2";
+    smcr_el2 = "S3_4_C1_C2_6";
+    zcr_el2 = "S3_4_C1_C2_0";
+    zcr_el12 = "S3_5_C1_C2_0";
+    id_aa64zfr0_el1 = "S3_0_C0_C4_4";
+    id_aa64smfr0_el1 = "S3_0_C0_C4_5";
     apia_lo = "S3_0_C2_C1_0";
     apia_hi = "S3_0_C2_C1_1";
     apib_lo = "S3_0_C2_C1_2";
@@ -98,5 +103,7 @@ pub(crate) fn field(value: u64, lsb: u32) -> u64 {
 pub(crate) const CPTR_TRAP: u64 = 1 << 28 | 1 << 30;
 /// FP/SIMD is open, the rest is trapped.
 pub(crate) const CPTR_FP: u64 = 3 << 20 | CPTR_TRAP;
+/// So is SVE.
+pub(crate) const CPTR_SVE: u64 = 3 << 16 | CPTR_FP;
 /// FPEN, ZEN, SMEN all open: the RMM itself is about to touch vector registers.
 pub(crate) const CPTR_OPEN: u64 = 3 << 16 | 3 << 24 | CPTR_FP;

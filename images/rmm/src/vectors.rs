@@ -2,7 +2,8 @@
 //!
 //! An exception from a lower EL ends [`rmm_guest_run`] like a function return. An exception of the RMM itself is
 //! fatal, except a data abort on the NS view of memory inside the host access routines, which makes the routine
-//! return an error: there the host can pull a page away at any moment.
+//! return an error: there the host can pull a page away at any moment. (And one instruction at boot that asks whether
+//! FFR exists.)
 
 use crate::layout::{NS_ALIAS_BIT, STACK_BIT};
 use core::arch::global_asm;
@@ -85,6 +86,8 @@ global_asm!(
         stp     x0, x1, [sp, #-16]!
         mrs     x0, esr_el2
         lsr     x0, x0, #26
+        cmp     x0, #0x1d
+        b.eq    2f
         cmp     x0, #0x25
         b.ne    1f
         mrs     x0, far_el2
@@ -99,9 +102,15 @@ global_asm!(
         cmp     x0, x1
         b.hs    1f
         adr     x1, .Lns_fault
-        msr     elr_el2, x1
+    3:  msr     elr_el2, x1
         ldp     x0, x1, [sp], #16
         eret
+        // An SME trap: FFR was only probed?
+    2:  mrs     x0, elr_el2
+        adr     x1, rmm_ffr_probe
+        cmp     x0, x1
+        adr     x1, rmm_ffr_probe_failed
+        b.eq    3b
     1:  mov     x0, #0
         mov     x1, x30
         b       rmm_fatal_exception

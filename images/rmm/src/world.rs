@@ -6,6 +6,7 @@
 use crate::fp;
 use crate::memory::RMM_MOPS;
 use crate::percpu::{HOST_REGISTERS, PerCpu};
+use crate::pmu;
 use crate::regs::{CPTR_TRAP, field, isb};
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use rmm::context::{RecContext, word};
@@ -23,12 +24,15 @@ pub(crate) struct Features {
     pub(crate) sve: bool,
     /// FEAT_SME.
     pub(crate) sme: bool,
+    /// FEAT_SME_FA64: FFR may exist in streaming mode.
+    pub(crate) fa64: bool,
 }
 
 static SHA256: AtomicBool = AtomicBool::new(false);
 static SHA512: AtomicBool = AtomicBool::new(false);
 static SVE: AtomicBool = AtomicBool::new(false);
 static SME: AtomicBool = AtomicBool::new(false);
+static FA64: AtomicBool = AtomicBool::new(false);
 
 /// What [`init_features`] found.
 #[inline]
@@ -39,6 +43,7 @@ pub(crate) fn features() -> Features {
         mops: RMM_MOPS.load(Relaxed),
         sve: SVE.load(Relaxed),
         sme: SME.load(Relaxed),
+        fa64: FA64.load(Relaxed),
     }
 }
 
@@ -51,6 +56,7 @@ pub(crate) fn init_features() {
     RMM_MOPS.store(field(read_reg!(id_aa64isar2_el1!()), 16) != 0, Relaxed);
     SVE.store(field(pfr0, 32) != 0, Relaxed);
     SME.store(field(pfr1, 24) != 0, Relaxed);
+    FA64.store(features().sve && features().sme && fp::probe_fa64(), Relaxed);
 }
 
 /// Gives the EL2 registers of this CPU that the RMM never changes their values.
@@ -74,11 +80,11 @@ pub(crate) fn init_cpu() {
             write_reg!(hfgrtr_el2!(), 0);
             write_reg!(hfgwtr_el2!(), 0);
             write_reg!(hfgitr_el2!(), 0);
-            write_reg!(hdfgrtr_el2!(), 0);
-            write_reg!(hdfgwtr_el2!(), 0);
+            write_reg!(hdfgrtr_el2!(), HDFGTR);
+            write_reg!(hdfgwtr_el2!(), HDFGTR);
         }
         if field(mmfr1, 40) != 0 {
-            write_reg!(hcrx_el2!(), 0);
+            write_reg!(hcrx_el2!(), if field(read_reg!("id_aa64pfr1_el1"), 36) != 0 { TALLINT } else { 0 });
         }
         if field(pfr0, 28) != 0 {
             write_reg!(vsesr_el2!(), 0);
@@ -88,6 +94,13 @@ pub(crate) fn init_cpu() {
     }
     isb();
 }
+
+/// HDFGRTR_EL2 and HDFGWTR_EL2: DBGPRCR_EL1 and OSECCR_EL1, which reach out of the Realm. The bits with inverted meaning
+/// stay zero, which traps branch records and others.
+const HDFGTR: u64 = 1 << 7 | 1 << 10;
+
+/// HCRX_EL2.TALLINT: no REC masks interrupts by ALLINT.
+const TALLINT: u64 = 1 << 6;
 
 /// TPM, TPMCR: the PMU is the host's; HPMD, HCCD: it does not count what the RMM does.
 const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6 | 1 << 17 | 1 << 23;
@@ -109,7 +122,7 @@ macro_rules! switched {
             (15, vbar_el12!(), VBAR_EL1) (16, contextidr_el12!(), CONTEXTIDR_EL1)
             (17, "tpidr_el0", TPIDR_EL0) (18, "tpidrro_el0", TPIDRRO_EL0) (19, "tpidr_el1", TPIDR_EL1)
             (20, "par_el1", PAR_EL1) (21, "csselr_el1", CSSELR_EL1) (22, "mdscr_el1", MDSCR_EL1)
-            (23, "mdccint_el1", MDCCINT_EL1) (24, cntkctl_el12!(), CNTKCTL_EL1) (25, "sp_el0", SP_EL0)
+            (23, "pmuserenr_el0", PMUSERENR) (24, cntkctl_el12!(), CNTKCTL_EL1) (25, "sp_el0", SP_EL0)
             (26, ich_vmcr_el2!(), ICH_VMCR)
         }
     };
@@ -138,19 +151,14 @@ const HOST_OS_LOCK: usize = 33;
 const HOST_SCXTNUM_EL0: usize = 34;
 const HOST_SCXTNUM_EL1: usize = 35;
 const HOST_DOUBLE_LOCK: usize = 36;
-const HOST_PMCR: usize = 37;
-const _: () = assert!(HOST_PMCR < HOST_REGISTERS);
-
-/// PMCR_EL0.E: the host's counters run.
-const PMCR_E: u64 = 1;
-/// PMCR_EL0.P and C reset counters; they are actions, not state.
-const PMCR_RESETS: u64 = 1 << 1 | 1 << 2;
+const _: () = assert!(HOST_DOUBLE_LOCK < HOST_REGISTERS);
 
 /// HCR_EL2.EnSCXT: the REC may use SCXTNUM_ELx.
 const HCR_ENSCXT: u64 = 1 << 53;
 
 /// The host's state away, the REC's in.
 pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
+    pmu::pause(cpu);
     macro_rules! swap_in {
         ($(($index:literal, $register:expr, $word:ident))*) => {
             $(
@@ -168,12 +176,6 @@ pub(crate) fn rec_load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
         swap_timer!(cntp_ctl_el02!(), cntp_cval_el02!(), ctx.get(word::CNTP_CTL), ctx.get(word::CNTP_CVAL));
     host[HOST_OS_LOCK] = read_reg!("oslsr_el1") >> 1 & 1;
     host[HOST_DOUBLE_LOCK] = read_reg!("osdlr_el1");
-    host[HOST_PMCR] = read_reg!("pmcr_el0") & !PMCR_RESETS;
-    if host[HOST_PMCR] & PMCR_E != 0 {
-        // The host's counters would tell it of each branch and cache miss of the REC.
-        // SAFETY: stops counters; `rec_save` starts them again.
-        unsafe { write_reg!("pmcr_el0", host[HOST_PMCR] & !PMCR_E) };
-    }
     host[HOST_ICH_HCR] = read_reg!(ich_hcr_el2!());
     host[HOST_ICC_SRE] = read_reg!(icc_sre_el2!());
     let scxtnum = ctx.get(word::HCR_EL2) & HCR_ENSCXT != 0;
@@ -261,14 +263,12 @@ pub(crate) fn rec_save(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
         }
         write_reg!("oslar_el1", cpu.host[HOST_OS_LOCK]);
         write_reg!("osdlr_el1", cpu.host[HOST_DOUBLE_LOCK]);
-        if cpu.host[HOST_PMCR] & PMCR_E != 0 {
-            write_reg!("pmcr_el0", cpu.host[HOST_PMCR]);
-        }
         write_reg!(ich_hcr_el2!(), cpu.host[HOST_ICH_HCR]);
         if cpu.host[HOST_ICC_SRE] & 0x9 != 0x9 {
             write_reg!(icc_sre_el2!(), cpu.host[HOST_ICC_SRE]);
         }
     }
+    pmu::resume(cpu, ctx);
     isb();
     cpu.loaded = false;
 }

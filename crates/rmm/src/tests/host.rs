@@ -28,6 +28,7 @@ pub(super) struct TestRealm {
 pub(super) struct TestRec {
     pub(super) rec: u64,
     pub(super) aux: u64,
+    pub(super) auxes: Vec<u64>,
     pub(super) run: u64,
 }
 
@@ -130,6 +131,15 @@ impl Host {
         TestRealm { rd, rtt }
     }
 
+    /// A Realm with other parameters: (offset, value), on top of the default ones.
+    pub(super) fn realm_of(&self, words: &[(usize, u64)]) -> TestRealm {
+        let (rd, rtt) = (self.delegated(), self.delegated());
+        let mut all = Self::realm_words(rtt, 0, 7);
+        all.extend_from_slice(words);
+        self.ok(fid::REALM_CREATE, &[rd, self.params(&all)]);
+        TestRealm { rd, rtt }
+    }
+
     pub(super) fn realm(&self) -> TestRealm {
         self.realm_with(0, 7)
     }
@@ -171,7 +181,7 @@ impl Host {
         let mut words = Self::rec_words(&auxes, mpidr);
         words.push((0x0, u64::from(runnable)));
         self.ok(fid::REC_CREATE, &[realm.rd, rec, self.params(&words)]);
-        TestRec { rec, aux: auxes[0], run }
+        TestRec { rec, aux: auxes[0], auxes, run }
     }
 
     pub(super) fn activate(&self, realm: &TestRealm) {

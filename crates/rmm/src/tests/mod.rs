@@ -4,9 +4,11 @@ extern crate std;
 
 mod attested;
 mod chaos;
+mod features;
 mod host;
 mod life;
 mod measured;
 mod orders;
 mod running;
 mod tables;
+mod traps;
