@@ -94,7 +94,7 @@ fn write(host: &Host, pa: u64, offset: usize, value: u64) {
 /// Writes parameters that are right more often than not.
 fn random_params(host: &Host, random: &mut Random, pa: u64, rec: bool) {
     let words: Vec<(usize, u64)> = if rec {
-        let auxes: Vec<u64> = (0..crate::aux::count()).map(|_| random.granule()).collect();
+        let auxes: Vec<u64> = (0..crate::aux::count(None)).map(|_| random.granule()).collect();
         let mut words = Host::rec_words(&auxes, random.below(2));
         words.push((0, 1));
         words
@@ -189,7 +189,7 @@ fn check(host: &Host) -> [usize; 7] {
     let [_, _, rds, recs, auxes, datas, rtts] = seen;
     assert_eq!(datas, referenced, "every page is mapped exactly once");
     assert_eq!(rtts, children + rds, "every table is hung somewhere; each Realm has one start table");
-    assert_eq!(recs as u64 * crate::aux::count(), auxes as u64);
+    assert_eq!(recs as u64 * crate::aux::count(None), auxes as u64);
     seen
 }
 

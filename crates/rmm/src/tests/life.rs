@@ -12,7 +12,9 @@ fn versions_and_features_are_those_of_rmm_1_0() {
     assert_eq!(host.registers(fid::VERSION, &[0x10001])[..3], [1, 0x10000, 0x10000]);
     assert_eq!(host.registers(fid::VERSION, &[0x8000_0000_0001_0000])[..3], [1, 0x10000, 0x10000]);
     let [features, ..] = host.ok(fid::FEATURES, &[0]);
-    assert_eq!(features, 48 | 5 << 14 | 3 << 20 | 3 << 32 | 3 << 34 | 10 << 38);
+    let sve = 1 << 9 | 15 << 10;
+    let pmu = 1 << 26 | 6 << 27;
+    assert_eq!(features, 48 | sve | pmu | 5 << 14 | 3 << 20 | 3 << 32 | 3 << 34 | 10 << 38);
     assert_eq!(host.ok(fid::FEATURES, &[1]), [0; 4]);
 }
 

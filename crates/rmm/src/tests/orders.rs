@@ -19,8 +19,7 @@ fn realm_parameters_are_checked() {
     };
     for (what, change) in [
         ("LPA2 is not offered", (0x0, 1)),
-        ("SVE is not offered", (0x0, 2)),
-        ("the PMU is not offered", (0x0, 4)),
+        ("a PMU without counters", (0x0, 4)),
         ("too wide", (0x8, 49)),
         ("too narrow", (0x8, 31)),
         ("no breakpoint", (0x18, 0)),
