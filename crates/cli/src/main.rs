@@ -4,6 +4,7 @@
 //! arm64 it runs on the host kernel, emulated or real, and starts Realms on `/dev/kvm-realm`.
 
 mod args;
+mod audit;
 mod bench;
 mod build;
 mod command;

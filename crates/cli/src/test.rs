@@ -46,6 +46,8 @@ const TESTS: &[Test] = &[
     quick("lint", lint),
     quick("lint-arm64", lint_arm64),
     quick("unit-property-and-simulation", unit),
+    quick("images-cannot-panic", crate::audit::panics),
+    quick("stacks-are-bounded", crate::audit::stacks),
     emulated("payload-on-1-cpu", |environment| payload(environment, 1)),
     emulated("payload-on-4-cpus", |environment| payload(environment, 4)),
     emulated("costs-stay-within-their-limits", crate::bench::check),

@@ -12,6 +12,9 @@ const LR_EOI: u64 = 1 << 41;
 /// pINTID and the reserved bits around it; the reserved bits (and NMI) above the priority.
 const LR_MUST_BE_ZERO: u64 = 0x0F00_FFFF_0000_0000 & !LR_EOI;
 
+/// The list registers in the context.
+const LR_WORDS: core::ops::Range<usize> = word::ICH_LR..word::ICH_LR + MAX_LRS;
+
 /// What REC_ENTER passes for the GIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct GicEnter {
@@ -24,8 +27,9 @@ pub(crate) fn is_valid(config: &Config, enter: &GicEnter) -> bool {
     if enter.hcr & !GICV3_HCR_ENTER_MASK != 0 {
         return false;
     }
-    let lrs = &enter.lrs[..config.num_lrs];
-    lrs.iter().enumerate().all(|(n, &lr)| {
+    let mut before = &[][..];
+    enter.lrs.iter().take(config.num_lrs).zip(0..MAX_LRS).all(|(&lr, n)| {
+        let earlier = core::mem::replace(&mut before, enter.lrs.get(..=n).unwrap_or_default());
         if lr & LR_HW != 0 {
             return false;
         }
@@ -34,8 +38,8 @@ pub(crate) fn is_valid(config: &Config, enter: &GicEnter) -> bool {
         }
         let priority = field(lr, 48, 8);
         let vintid = field(lr, 0, 32);
-        let known = vintid < 1020 || (8192..1 << config.intid_bits).contains(&vintid);
-        let unique = !lrs[..n].iter().any(|&other| is_in_use(other) && field(other, 0, 32) == vintid);
+        let known = vintid < 1020 || (8192..1u64.wrapping_shl(config.intid_bits)).contains(&vintid);
+        let unique = !earlier.iter().any(|&other| is_in_use(other) && field(other, 0, 32) == vintid);
         known && unique && priority & config.lr_priority_res0 == 0 && lr & LR_MUST_BE_ZERO == 0
     })
 }
@@ -47,8 +51,8 @@ fn is_in_use(lr: u64) -> bool {
 /// Hands checked values to the REC.
 pub(crate) fn load(config: &Config, ctx: &RecContext<'_>, enter: &GicEnter) {
     ctx.set(word::ICH_HCR, enter.hcr | ICH_HCR_EN);
-    for (n, &lr) in enter.lrs[..config.num_lrs].iter().enumerate() {
-        ctx.set(word::ICH_LR + n, lr);
+    for (&lr, at) in enter.lrs.iter().take(config.num_lrs).zip(LR_WORDS) {
+        ctx.set(at, lr);
     }
 }
 
@@ -57,8 +61,8 @@ pub(crate) fn report(config: &Config, ctx: &RecContext<'_>, exit: &mut RecExit) 
     exit.gicv3_hcr = ctx.get(word::ICH_HCR) & GICV3_HCR_EXIT_MASK;
     exit.gicv3_misr = ctx.get(word::ICH_MISR);
     exit.gicv3_vmcr = ctx.get(word::ICH_VMCR);
-    for (n, lr) in exit.gicv3_lrs[..config.num_lrs].iter_mut().enumerate() {
-        *lr = ctx.get(word::ICH_LR + n);
+    for (lr, at) in exit.gicv3_lrs.iter_mut().take(config.num_lrs).zip(LR_WORDS) {
+        *lr = ctx.get(at);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use cca_abi::rmi::{HashAlgorithm, RealmParams, RecParams};
 use sha2::digest::generic_array::GenericArray;
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::platform::{Page, Platform};
 use core::sync::atomic::Ordering::Relaxed;
@@ -48,9 +48,11 @@ impl<'p, P: Platform> Hasher<'p, P> {
     /// The hash of some bytes, at most a granule of them.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Measurement {
         let mut hash = Hash::new(self.algorithm);
-        let whole = if bytes.len() <= SHORT { 0 } else { bytes.len() / hash.block() * hash.block() };
-        hash.compress(self.platform, &bytes[..whole]);
-        hash.finish(self.platform, &bytes[whole..], bytes.len())
+        // Whole blocks of both kinds.
+        let whole = if bytes.len() <= SHORT { 0 } else { bytes.len() & !127 };
+        let (blocks, rest) = bytes.split_at_checked(whole).unwrap_or_default();
+        hash.compress(self.platform, blocks);
+        hash.finish(self.platform, rest, bytes.len())
     }
 
     /// The hash of the RMM's granule at `pa`.
@@ -60,17 +62,21 @@ impl<'p, P: Platform> Hasher<'p, P> {
         hash.finish(self.platform, &[], 4096)
     }
 
-    /// The initial RIM: the hash of the measured part of the parameters, values as the host gave them.
-    pub(crate) fn rim_init(&self, params: &RealmParams) -> Measurement {
-        let mut measured = RealmParams::new_zeroed();
-        measured.flags = params.flags;
-        measured.s2sz = params.s2sz;
-        measured.sve_vl = params.sve_vl;
-        measured.num_bps = params.num_bps;
-        measured.num_wps = params.num_wps;
-        measured.pmu_num_ctrs = params.pmu_num_ctrs;
-        measured.hash_algo = params.hash_algo;
-        self.bytes(measured.as_bytes())
+    /// The initial RIM: the hash of the measured part of the parameters, values as the host gave them. What is not
+    /// measured is cleared.
+    pub(crate) fn rim_init(&self, params: &mut RealmParams) -> Measurement {
+        let (flags, s2sz, sve_vl) = (params.flags, params.s2sz, params.sve_vl);
+        let (num_bps, num_wps) = (params.num_bps, params.num_wps);
+        let (pmu_num_ctrs, hash_algo) = (params.pmu_num_ctrs, params.hash_algo);
+        params.as_mut_bytes().fill(0);
+        params.flags = flags;
+        params.s2sz = s2sz;
+        params.sve_vl = sve_vl;
+        params.num_bps = num_bps;
+        params.num_wps = num_wps;
+        params.pmu_num_ctrs = pmu_num_ctrs;
+        params.hash_algo = hash_algo;
+        self.bytes(params.as_bytes())
     }
 
     /// The RIM after DATA_CREATE; `content` is zero if the host did not ask to measure it.
@@ -88,14 +94,15 @@ impl<'p, P: Platform> Hasher<'p, P> {
         self.bytes(descriptor.as_bytes())
     }
 
-    /// The RIM after REC_CREATE of a runnable REC.
-    pub(crate) fn rim_rec(&self, rim: &Measurement, params: &RecParams) -> Measurement {
-        let mut measured = RecParams::new_zeroed();
-        measured.flags = params.flags;
-        measured.pc = params.pc;
-        measured.gprs = params.gprs;
+    /// The RIM after REC_CREATE of a runnable REC. What is not measured of its parameters is cleared.
+    pub(crate) fn rim_rec(&self, rim: &Measurement, params: &mut RecParams) -> Measurement {
+        let (flags, pc, gprs) = (params.flags, params.pc, params.gprs);
+        params.as_mut_bytes().fill(0);
+        params.flags = flags;
+        params.pc = pc;
+        params.gprs = gprs;
         let mut descriptor = descriptor(DESC_REC, rim);
-        descriptor[10..18].copy_from_slice(&self.bytes(measured.as_bytes()));
+        descriptor[10..18].copy_from_slice(&self.bytes(params.as_bytes()));
         self.bytes(descriptor.as_bytes())
     }
 
@@ -109,11 +116,14 @@ impl<'p, P: Platform> Hasher<'p, P> {
 
     /// A REM extended by the first `size` (at most 64) bytes of `value`.
     pub(crate) fn rem_extend(&self, old: &Measurement, value: &Measurement, size: usize) -> Measurement {
-        let digest = self.algorithm.digest_len();
+        let old = old.as_bytes().get(..self.algorithm.digest_len()).unwrap_or_default();
+        let value = value.as_bytes().get(..size).unwrap_or_default();
         let mut message = [0u8; 128];
-        message[..digest].copy_from_slice(&old.as_bytes()[..digest]);
-        message[digest..digest + size].copy_from_slice(&value.as_bytes()[..size]);
-        self.bytes(&message[..digest + size])
+        let length = old.len().wrapping_add(value.len());
+        for (to, from) in message.iter_mut().zip(old.iter().chain(value)) {
+            *to = *from;
+        }
+        self.bytes(message.get(..length).unwrap_or_default())
     }
 }
 
@@ -204,12 +214,21 @@ impl Hash {
     fn finish<P: Platform>(mut self, platform: &P, rest: &[u8], length: usize) -> Measurement {
         let mut padded = [0u8; SHORT + 128];
         // A one bit, and the length in an eighth of a block.
-        let end = (rest.len() + 1 + self.block() / 8).next_multiple_of(self.block());
-        padded[..rest.len()].copy_from_slice(rest);
-        padded[rest.len()] = 0x80;
-        // Messages here are at most a granule long.
-        padded[end - 8..end].copy_from_slice(&(length as u64 * 8).to_be_bytes());
-        self.compress(platform, &padded[..end]);
+        let block = self.block();
+        let end = rest.len().wrapping_add(1 + block / 8).div_ceil(block).wrapping_mul(block);
+        if let Some(message) = padded.get_mut(..end) {
+            if let Some((start, padding)) = message.split_at_mut_checked(rest.len()) {
+                start.copy_from_slice(rest);
+                if let Some(mark) = padding.first_mut() {
+                    *mark = 0x80;
+                }
+            }
+            // Messages here are at most a granule long.
+            if let Some(bits) = message.last_chunk_mut() {
+                *bits = (length as u64).wrapping_mul(8).to_be_bytes();
+            }
+            self.compress(platform, message);
+        }
         let mut out = Measurement::default();
         match self {
             Self::Sha256(state) => {

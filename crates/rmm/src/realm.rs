@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use cca_abi::rmi::{HashAlgorithm, MAX_START_TABLES, RealmParams, Status};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::Rmm;
 use crate::answer::{Answer, NONE, one};
@@ -183,7 +183,7 @@ impl<'a> Realm<'a> {
     }
 
     pub(crate) fn set_measurement(&self, index: usize, value: &Measurement) {
-        for (n, &bits) in value.iter().enumerate() {
+        for (&bits, n) in value.iter().zip(0..8) {
             self.set(measurement_word(index, n), bits);
         }
     }
@@ -234,7 +234,8 @@ impl<P: Platform> Rmm<'_, P> {
     // Not inlined: its buffers must not be part of every other command's stack frame.
     #[inline(never)]
     pub(crate) fn realm_create(&self, rd: u64, params_ptr: u64) -> Answer {
-        let params: RealmParams = self.read_params(params_ptr)?;
+        let mut params = RealmParams::new_zeroed();
+        self.read_params(params_ptr, &mut params)?;
         let shape = self.config.check_realm(&params).ok_or(Status::ErrorInput)?;
         if (shape.rtt_base..shape.rtt_end).contains(&rd) {
             return Err(Status::ErrorInput.into());
@@ -273,10 +274,10 @@ impl<P: Platform> Rmm<'_, P> {
         realm.set(word::AUX_COUNT, shape.aux_count);
         let mut rpv = [0u64; 8];
         rpv.as_mut_bytes().copy_from_slice(&params.rpv);
-        for (n, value) in rpv.into_iter().enumerate() {
-            realm.set(word::RPV.wrapping_add(n), value);
+        for (value, at) in rpv.into_iter().zip(word::RPV..word::RPV + 8) {
+            realm.set(at, value);
         }
-        realm.set_rim(&self.hasher(realm).rim_init(&params));
+        realm.set_rim(&self.hasher(realm).rim_init(&mut params));
 
         // The tables are zero, which is UNASSIGNED/EMPTY; the upper half of the address space is unprotected.
         let unprotected = realm.stage2().unprotected_base();
@@ -342,14 +343,16 @@ impl<P: Platform> Rmm<'_, P> {
     }
 
     /// Copies a parameter granule from NS memory.
-    pub(crate) fn read_params<T: FromBytes + IntoBytes>(&self, pa: u64) -> Result<T, Status> {
+    pub(crate) fn read_params<T: FromBytes + IntoBytes>(
+        &self,
+        pa: u64,
+        params: &mut T,
+    ) -> Result<(), Status> {
         const { assert!(size_of::<T>() == 4096 && align_of::<T>() == 8) };
         if !self.granules.is_undelegated(pa) {
             return Err(Status::ErrorInput);
         }
-        let mut params = T::new_zeroed();
         let words = <[u64]>::mut_from_bytes(params.as_mut_bytes()).map_err(|_| Status::ErrorInput)?;
-        self.platform.ns_read(pa, words).map_err(|_| Status::ErrorInput)?;
-        Ok(params)
+        self.platform.ns_read(pa, words).map_err(|_| Status::ErrorInput)
     }
 }

@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use cca_abi::rmi::{REC_RUNNABLE, RecParams, Ripas, Status};
+use zerocopy::FromZeros;
 
 use crate::Rmm;
 use crate::answer::{Answer, NONE};
@@ -247,7 +248,8 @@ impl<P: Platform> Rmm<'_, P> {
     // Not inlined: its buffers must not be part of every other command's stack frame.
     #[inline(never)]
     pub(crate) fn rec_create(&self, rd: u64, rec: u64, params_ptr: u64) -> Answer {
-        let params: RecParams = self.read_params(params_ptr)?;
+        let mut params = RecParams::new_zeroed();
+        self.read_params(params_ptr, &mut params)?;
         let auxes = usize::try_from(params.num_aux)
             .ok()
             .and_then(|num_aux| params.aux.get(..num_aux))
@@ -277,8 +279,8 @@ impl<P: Platform> Rmm<'_, P> {
         let object = self.rec(rec);
         object.set(word::OWNER, rd.pa());
         object.set(word::AUX_COUNT, params.num_aux);
-        for (n, &pa) in auxes.iter().enumerate() {
-            object.set(word::AUX.wrapping_add(n), pa);
+        for (&pa, at) in auxes.iter().zip(word::AUX..word::AUX + aux::MAX) {
+            object.set(at, pa);
         }
         object.set(word::MPIDR, realm_mpidr(params.mpidr));
         object.set_runnable(runnable);
@@ -286,11 +288,11 @@ impl<P: Platform> Rmm<'_, P> {
         let ctx = self.context(object);
         reset::context(&ctx, realm, object);
         ctx.set(ctx_word::PC, params.pc);
-        for (n, &value) in params.gprs.iter().enumerate() {
+        for (&value, n) in params.gprs.iter().zip(0..8) {
             ctx.set_gpr(n, value);
         }
         if runnable {
-            realm.set_rim(&self.hasher(realm).rim_rec(&realm.rim(), &params));
+            realm.set_rim(&self.hasher(realm).rim_rec(&realm.rim(), &mut params));
         }
         realm.set_rec_index(index.wrapping_add(1));
         rd.get(1);

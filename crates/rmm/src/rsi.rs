@@ -11,7 +11,7 @@ use crate::Rmm;
 use crate::abort;
 use crate::level::Level;
 use crate::measurement::Measurement;
-use crate::platform::{GRANULE_SIZE, Platform};
+use crate::platform::{GRANULE_SIZE, GRANULE_WORDS, Platform};
 use crate::psci;
 use crate::realm::MEASUREMENTS;
 use crate::rec::RipasRequest;
@@ -162,11 +162,11 @@ impl<P: Platform> Rmm<'_, P> {
         }
         let mut gprs = [0u64; 31];
         let read = self.with_realm_page(&run.stage2, ipa, |page, at| {
-            let first = at + offset_of!(rsi::HostCall, gprs) / 8;
-            for (to, from) in gprs.iter_mut().zip(&page[first..first + 31]) {
+            let first = at.wrapping_add(offset_of!(rsi::HostCall, gprs) / 8);
+            for (to, from) in gprs.iter_mut().zip(page.iter().skip(first)) {
                 *to = from.load(Relaxed);
             }
-            page[at].load(Relaxed)
+            page[at % GRANULE_WORDS].load(Relaxed)
         });
         match read {
             Err(why) => absent(run, ipa, why),

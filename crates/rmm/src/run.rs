@@ -114,7 +114,8 @@ impl<P: Platform> Rmm<'_, P> {
         self.granules.put(rec_pa);
 
         let words = <[u64]>::ref_from_bytes(run.exit.as_bytes()).map_err(|_| Status::ErrorInput)?;
-        let exit_at = run_ptr + offset_of!(RecRun, exit) as u64;
+        // A granule's address.
+        let exit_at = run_ptr | offset_of!(RecRun, exit) as u64;
         self.platform.ns_write(exit_at, words).map_err(|_| Status::ErrorInput)?;
         Ok(NONE)
     }
@@ -127,7 +128,7 @@ impl<P: Platform> Rmm<'_, P> {
         let mut flags = [0u64; 1];
         let mut words = [0u64; ENTER_WORDS];
         let read = |at: usize, to: &mut [u64]| {
-            self.platform.ns_read(run_ptr + 8 * at as u64, to).map_err(|_| Status::ErrorInput)
+            self.platform.ns_read(run_ptr | (8 * at as u64), to).map_err(|_| Status::ErrorInput)
         };
         read(offset_of!(RecRun, enter.flags) / 8, &mut flags)?;
         read(GPRS_AT, &mut words)?;
@@ -234,8 +235,8 @@ impl<P: Platform> Rmm<'_, P> {
     /// Writes the host's answer into the Realm's RsiHostCall.
     fn complete_host_call(&self, run: &mut Run<'_>, ipa: u64, gprs: &[u64; 31]) -> Flow {
         let written = self.with_realm_page(&run.stage2, ipa, |page, at| {
-            let at = at + offset_of!(rsi::HostCall, gprs) / 8;
-            for (slot, &value) in page[at..at + 31].iter().zip(gprs) {
+            let first = at.wrapping_add(offset_of!(rsi::HostCall, gprs) / 8);
+            for (slot, &value) in page.iter().skip(first).zip(gprs) {
                 slot.store(value, core::sync::atomic::Ordering::Relaxed);
             }
         });

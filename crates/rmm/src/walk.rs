@@ -82,11 +82,12 @@ impl<'a> Table<'a> {
         let mut groups = rest.chunks_exact(8);
         for group in &mut groups {
             if Entry::is_live_raw(group.iter().fold(0, |any, word| any | word.load(Relaxed))) {
-                return self.advance(at, group.iter().take_while(|word| !live(word)).count());
+                return self.advance(at, group.iter().position(live).unwrap_or(0));
             }
             at = self.advance(at, 8);
         }
-        self.advance(at, groups.remainder().iter().take_while(|word| !live(word)).count())
+        let rest = groups.remainder();
+        self.advance(at, rest.iter().position(live).unwrap_or(rest.len()))
     }
 
     fn advance(&self, at: u64, entries: usize) -> u64 {

@@ -21,6 +21,15 @@ pub(crate) const STACK_SIZE: u64 = 1 << STACK_BIT;
 /// CPUs that the image can serve. The slots are allocated for as many as EL3 announces.
 pub(crate) const MAX_CPUS: u64 = 128;
 
+// For those who look at the image from outside: the sizes of its stacks.
+core::arch::global_asm!(
+    ".globl rmm_stack_size, rmm_boot_stack_size",
+    ".set rmm_stack_size, {stack}",
+    ".set rmm_boot_stack_size, {boot}",
+    stack = const STACK_SIZE,
+    boot = const SLOT_SIZE,
+);
+
 unsafe extern "C" {
     static rmm_image_start: u8;
     static rmm_text_end: u8;

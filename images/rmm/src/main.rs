@@ -232,7 +232,10 @@ extern "C" fn run_primary(cpu: u64) -> ! {
             fatal::park()
         }
     }
-    let megabytes: u64 = boot.banks[..boot.num_banks].iter().map(|bank| bank.size >> 20).sum();
+    let mut megabytes: u64 = 0;
+    for bank in &boot.banks[..boot.num_banks] {
+        megabytes += bank.size >> 20;
+    }
     console::line(format_args!(
         "ready on CPU {}: {megabytes} MiB in {} bank(s), {} CPUs at most",
         boot.cpu, boot.num_banks, boot.cpus

@@ -111,21 +111,21 @@ impl Platform for Machine {
         let mops = world::features().mops;
         // SAFETY: the source is host memory, which may fault and may change but is nobody's object; the routine
         // survives the fault. The destination is `buf`.
-        let fault = unsafe { rmm_ns_copy(buf.as_mut_ptr() as u64, pa + NS_ALIAS, buf.len() as u64, mops) };
+        let fault = unsafe { rmm_ns_copy(buf.as_mut_ptr() as u64, pa | NS_ALIAS, buf.len() as u64, mops) };
         if fault == 0 { Ok(()) } else { Err(NsFault) }
     }
 
     fn ns_write(&self, pa: u64, words: &[u64]) -> Result<(), NsFault> {
         let mops = world::features().mops;
         // SAFETY: as in `ns_read`, the other way round.
-        let fault = unsafe { rmm_ns_copy(pa + NS_ALIAS, words.as_ptr() as u64, words.len() as u64, mops) };
+        let fault = unsafe { rmm_ns_copy(pa | NS_ALIAS, words.as_ptr() as u64, words.len() as u64, mops) };
         if fault == 0 { Ok(()) } else { Err(NsFault) }
     }
 
     fn ns_copy_granule(&self, src: u64, dst: u64) -> Result<(), NsFault> {
         let mops = world::features().mops;
         // SAFETY: as in `ns_read`; `dst` is a granule of the core's.
-        let fault = unsafe { rmm_ns_copy(dst, src + NS_ALIAS, GRANULE_WORDS, mops) };
+        let fault = unsafe { rmm_ns_copy(dst, src | NS_ALIAS, GRANULE_WORDS, mops) };
         if fault == 0 { Ok(()) } else { Err(NsFault) }
     }
 

@@ -132,11 +132,16 @@ fn cargo(mut cargo: Command, package: &str, target: &str, show: bool) -> Result<
     command::loud(&mut cargo)
 }
 
+/// Where cargo leaves an image's ELF file.
+pub(crate) fn firmware_elf(package: &str) -> Result<PathBuf> {
+    Ok(crate::paths::target()?.join(BARE).join("release").join(package))
+}
+
 /// An image: compiled, then turned from ELF into the bytes that lie in memory.
 fn firmware(environment: &Environment, package: &str, what: &str, image: &Path) -> Result<()> {
     announced(what, image, |first| {
         cargo(environment.rust.cargo(&environment.rust.bare), package, BARE, first)?;
-        let elf = crate::paths::target()?.join(BARE).join("release").join(package);
+        let elf = firmware_elf(package)?;
         output(Command::new("aarch64-linux-gnu-objcopy").args(["-O", "binary"]).arg(&elf).arg(image))?;
         Ok(())
     })

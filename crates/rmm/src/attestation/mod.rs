@@ -208,7 +208,7 @@ impl<'m, P: Platform> Rmm<'m, P> {
         };
 
         let (from, all) = (state.get(word::SENT), token.len());
-        let to = all.min(from + size);
+        let to = all.min(from.wrapping_add(size));
         let written = self.with_realm_page(&run.stage2, addr, |page, _| {
             let mut window = Window { page, offset, from, to, at: 0 };
             token.write(&signature, &mut |bytes| window.write(bytes));
@@ -218,9 +218,9 @@ impl<'m, P: Platform> Rmm<'m, P> {
         }
         if to < all {
             state.set(word::SENT, &[to]);
-            return answer(run, Status::Incomplete, [to - from, 0, 0]);
+            return answer(run, Status::Incomplete, [to.wrapping_sub(from), 0, 0]);
         }
         state.wipe();
-        answer(run, Status::Success, [to - from, 0, 0])
+        answer(run, Status::Success, [to.wrapping_sub(from), 0, 0])
     }
 }
