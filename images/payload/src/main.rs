@@ -9,8 +9,12 @@
 
 mod console;
 mod entry;
+mod guest;
 mod realm;
+mod registers;
 mod storm;
+mod switches;
+mod vectors;
 
 use core::arch::asm;
 use core::fmt;
@@ -126,7 +130,7 @@ extern "C" fn primary() -> ! {
     line(format_args!("rmi-version is {:#x} to {:#x}", version[1], version[2]));
     let rmm = version[0] == 0;
     if rmm {
-        registers_survive();
+        switches::all();
         protection();
         refusals();
     }
@@ -149,68 +153,6 @@ extern "C" fn primary() -> ! {
     }
     smc(psci::fid::SYSTEM_OFF, 0, 0, 0);
     console::fail()
-}
-
-/// A call of the RMM changes none of the host's registers but the results.
-fn registers_survive() {
-    let pattern = |i: usize| 0xA5A5_0000_0000_0000 | (i as u64) << 8;
-    let mut regs: [u64; 31] = core::array::from_fn(pattern);
-    regs[0] = rmi::fid::VERSION;
-    regs[1] = rmi::VERSION_1_0;
-    let before = el2_state();
-    // SAFETY: restores what the compiler relies on.
-    unsafe { smc_all(&raw mut regs) };
-    let after = el2_state();
-    // x0 to x3 are results.
-    let wrong = (4..31).find(|&i| regs[i] != pattern(i));
-    match wrong {
-        None => check("rmi-keeps-registers", Ok(())),
-        Some(i) => check("rmi-keeps-registers", Err(format_args!("x{i} = {:#x}", regs[i]))),
-    }
-    match (0..before.len()).find(|&i| before[i] != after[i]) {
-        None => check("rmi-keeps-el2-state", Ok(())),
-        Some(i) => {
-            check(
-                "rmi-keeps-el2-state",
-                Err(format_args!("register {i}: {:#x} became {:#x}", before[i], after[i])),
-            );
-        }
-    }
-}
-
-/// EL2 registers and keys with values that no RMM would choose.
-fn el2_state() -> [u64; 16] {
-    let mut s = [0; 16];
-    macro_rules! take {
-        ($i:literal, $reg:literal, $value:expr) => {
-            // SAFETY: registers that this payload does not depend on with translation off.
-            unsafe {
-                if let Some(v) = $value {
-                    let v: u64 = v;
-                    asm!(concat!("msr ", $reg, ", {}"), in(reg) v);
-                }
-                asm!(concat!("mrs {}, ", $reg), out(reg) s[$i]);
-            }
-        };
-    }
-    take!(0, "tpidr_el2", Some(0x1111));
-    take!(1, "ttbr0_el2", Some(0x4321_0000));
-    take!(2, "mair_el2", Some(0xFF44));
-    take!(3, "vttbr_el2", Some(0x1234_0000));
-    take!(4, "cntvoff_el2", None);
-    take!(5, "vbar_el2", None);
-    take!(6, "hcr_el2", None);
-    take!(7, "sctlr_el2", None);
-    take!(8, "sp_el0", Some(0x2222));
-    // APIAKeyLo_EL1, APGAKeyHi_EL1.
-    take!(9, "S3_0_C2_C1_0", Some(0x3333));
-    take!(10, "S3_0_C2_C3_1", Some(0x4444));
-    take!(11, "tcr_el2", None);
-    take!(12, "tpidr_el1", Some(0x5555));
-    take!(13, "sp_el1", Some(0x6660));
-    take!(14, "vbar_el1", Some(0x7800));
-    take!(15, "far_el1", Some(0x8888));
-    s
 }
 
 /// A delegated granule is out of the host's reach, and comes back empty.
