@@ -21,6 +21,9 @@ const MEMORY: u64 = 1024;
 const ADDRESS: u64 = 0x4200_0000;
 /// Below is the device tree, and the memory that the RMM keeps.
 const FREE_MEMORY: u64 = 0x4190_0000;
+/// How several CPUs run unless --accel says otherwise. On one thread, a CPU that spins for another burns all of its time
+/// slice first, which without a kernel's timer ticks is up to a second.
+const THREADS: &str = "tcg,thread=multi";
 /// Start of DRAM.
 const DRAM: u64 = 0x4000_0000;
 /// The name under which the monitor looks for another address.
@@ -158,6 +161,7 @@ pub(crate) fn config(
         initrd: None,
         cmdline: machine.host_cmdline.clone().unwrap_or_default(),
         memory,
+        accel: base.accel.or((base.cpus > 1).then(|| THREADS.to_owned())),
         semihosting,
         reboot: true,
         extra: address.into_iter().flatten().chain(base.extra).collect(),
