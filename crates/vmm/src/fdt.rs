@@ -3,7 +3,8 @@
 use vm_fdt::FdtWriter;
 
 use crate::layout::{
-    DTB_SIZE, GICD_BASE, GICD_SIZE, Layout, RAM_BASE, UART_SIZE, UART_SPI, UART0_BASE, UART1_BASE, mpidr,
+    DTB_SIZE, GICD_BASE, GICD_SIZE, Layout, PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_FIRST_SPI, PCI_MMIO_BASE,
+    PCI_MMIO_SIZE, PCI_SLOTS, RAM_BASE, UART_SIZE, UART_SPI, UART0_BASE, mpidr,
 };
 use crate::{Error, Result};
 
@@ -65,8 +66,8 @@ fn write(layout: &Layout, cmdline: &str, conduit: Conduit) -> std::result::Resul
     write_psci(&mut fdt, conduit)?;
     write_timer(&mut fdt)?;
     write_gic(&mut fdt, layout)?;
-    write_uart(&mut fdt, UART0_BASE, UART_SPI[0])?;
-    write_uart(&mut fdt, UART1_BASE, UART_SPI[1])?;
+    write_uart(&mut fdt)?;
+    write_pci(&mut fdt)?;
 
     fdt.end_node(root)?;
     fdt.finish()
@@ -124,15 +125,43 @@ fn write_gic(fdt: &mut FdtWriter, layout: &Layout) -> Written {
     fdt.end_node(gic)
 }
 
-fn write_uart(fdt: &mut FdtWriter, base: u64, spi: u32) -> Written {
-    let uart = fdt.begin_node(&format!("uart@{base:x}"))?;
+fn write_uart(fdt: &mut FdtWriter) -> Written {
+    let uart = fdt.begin_node(&format!("uart@{UART0_BASE:x}"))?;
     fdt.property_string("compatible", "ns16550a")?;
-    fdt.property_array_u64("reg", &[base, UART_SIZE])?;
-    fdt.property_array_u32("interrupts", &[SPI, spi, LEVEL_HIGH])?;
+    fdt.property_array_u64("reg", &[UART0_BASE, UART_SIZE])?;
+    fdt.property_array_u32("interrupts", &[SPI, UART_SPI, LEVEL_HIGH])?;
     fdt.property_u32("clock-frequency", 1_843_200)?;
     fdt.property_u32("fifo-size", UART_FIFO)?;
     fdt.property_u32("tx-threshold", 0)?;
     fdt.end_node(uart)
+}
+
+fn write_pci(fdt: &mut FdtWriter) -> Written {
+    /// A 32-bit memory space's address has this first cell.
+    const MEMORY_32: u32 = 0x0200_0000;
+    /// Where an address's first cell has the number of the device.
+    const SLOT_SHIFT: u32 = 11;
+    const SLOT_MASK: u32 = 0xf800;
+    let low = |value: u64| u32::try_from(value & 0xffff_ffff).unwrap_or(0);
+    let pci = fdt.begin_node(&format!("pcie@{PCI_ECAM_BASE:x}"))?;
+    fdt.property_string("device_type", "pci")?;
+    fdt.property_string("compatible", "pci-host-ecam-generic")?;
+    fdt.property_array_u64("reg", &[PCI_ECAM_BASE, PCI_ECAM_SIZE])?;
+    fdt.property_array_u32("bus-range", &[0, 0])?;
+    fdt.property_u32("#address-cells", 3)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_u32("#interrupt-cells", 1)?;
+    let window = [MEMORY_32, 0, low(PCI_MMIO_BASE), 0, low(PCI_MMIO_BASE), 0, low(PCI_MMIO_SIZE)];
+    fdt.property_array_u32("ranges", &window)?;
+    fdt.property_null("dma-coherent")?;
+    let mut map = Vec::new();
+    for (slot, spi) in (0..PCI_SLOTS).zip(PCI_FIRST_SPI..) {
+        let address = u32::try_from(slot).unwrap_or(0) << SLOT_SHIFT;
+        map.extend([address, 0, 0, 1, GIC_PHANDLE, 0, 0, SPI, spi, LEVEL_HIGH]);
+    }
+    fdt.property_array_u32("interrupt-map", &map)?;
+    fdt.property_array_u32("interrupt-map-mask", &[SLOT_MASK, 0, 0, 7])?;
+    fdt.end_node(pci)
 }
 
 #[cfg(test)]

@@ -13,18 +13,30 @@ pub const GICD_BASE: u64 = 0x3fff_0000;
 pub const GICD_SIZE: u64 = 0x1_0000;
 /// Size of one CPU's redistributor: two 64 KiB frames.
 pub const GICR_SIZE: u64 = 0x2_0000;
-/// First serial port: the console.
+/// The serial port.
 pub const UART0_BASE: u64 = 0x0100_0000;
-/// Second serial port: the control channel.
-pub const UART1_BASE: u64 = 0x0100_1000;
-/// Bytes of registers that one serial port has.
+/// Bytes of registers that the serial port has.
 pub const UART_SIZE: u64 = 8;
-/// Shared peripheral interrupts of the two serial ports. The GIC's number is 32 higher.
-pub const UART_SPI: [u32; 2] = [0, 1];
+/// Shared peripheral interrupt of the serial port. The GIC's number is 32 higher.
+pub const UART_SPI: u32 = 0;
+/// PCI configuration space: the one bus's part of it.
+pub const PCI_ECAM_BASE: u64 = 0x4000_0000;
+/// Bytes of configuration space of one bus.
+pub const PCI_ECAM_SIZE: u64 = 0x10_0000;
+/// Registers of PCI functions, up to RAM.
+pub const PCI_MMIO_BASE: u64 = 0x5000_0000;
+/// Bytes of registers of PCI functions.
+pub const PCI_MMIO_SIZE: u64 = RAM_BASE - PCI_MMIO_BASE;
+/// Functions on the bus.
+pub const PCI_SLOTS: usize = 32;
+/// Bytes of registers that a function has.
+pub const PCI_BAR_SIZE: u64 = 0x4000;
+/// Shared peripheral interrupt of the first slot; each slot has one of its own.
+pub const PCI_FIRST_SPI: u32 = 64;
 /// The device tree's blob always has this size, padded with zeroes.
 pub const DTB_SIZE: u64 = 0x1_0000;
-/// Number of interrupts that the GIC has: 32 private ones and 32 shared.
-pub const GIC_INTERRUPTS: u32 = 64;
+/// Number of interrupts that the GIC has: 32 private ones and 96 shared.
+pub const GIC_INTERRUPTS: u32 = 128;
 /// The most CPUs for which the redistributors fit below the distributor and above the serial ports, within what
 /// the module supports.
 pub const MAX_CPUS: u32 = 128;

@@ -9,7 +9,9 @@
 //! | [`memory`] | what of the guest's RAM does this process see? |
 //! | [`kvm`] | how is the device called? |
 //! | [`machine`] | in which order is a Realm built? |
-//! | [`serial`], [`bus`] | what does the guest see when it touches a device? |
+//! | [`bus`], [`serial`], [`pci`] | what does the guest see when it touches a device? |
+//! | [`virtio`] | what do disks, terminals and the like do? |
+//! | [`disk`] | what is in a disk's file? |
 //! | [`runner`] | what happens while the CPUs run? |
 //! | [`control`] | how does the guest's init learn what to do? |
 //! | [`terminal`], [`mailbox`] | how do user and threads talk to it all? |
@@ -19,6 +21,7 @@
 
 pub mod bus;
 pub mod control;
+pub mod disk;
 mod error;
 pub mod fdt;
 pub mod image;
@@ -27,9 +30,11 @@ pub mod layout;
 pub mod machine;
 pub mod mailbox;
 pub mod memory;
+pub mod pci;
 pub mod plan;
 pub mod runner;
 pub mod serial;
 pub mod terminal;
+pub mod virtio;
 
 pub use error::{Error, Layer, Result};

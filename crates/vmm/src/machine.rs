@@ -5,12 +5,13 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use cca_abi::kvm::{TARGET_GENERIC_V8, VM_TYPE_REALM, cap, device_type, reg, vcpu_feature, vgic_attr};
 
 use crate::kvm::{Kvm, Vcpu, Vm};
 use crate::layout::{GIC_INTERRUPTS, GICD_BASE, Layout, RAM_BASE};
-use crate::memory::{SharedMemory, punch_hole};
+use crate::memory::{GuestView, SharedMemory, punch_hole};
 use crate::plan::Plan;
 use crate::{Error, Layer, Result};
 
@@ -51,9 +52,11 @@ pub struct Machine {
 /// The guest's RAM.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    shared: SharedMemory,
+    shared: Arc<SharedMemory>,
     private: Option<OwnedFd>,
     size: u64,
+    /// The bit that makes an address a shared one.
+    alias: u64,
 }
 
 impl Machine {
@@ -66,7 +69,7 @@ impl Machine {
         }
         let realm = if kind == Kind::Plain { 0 } else { VM_TYPE_REALM };
         let vm = kvm.create_vm(realm | u64::from(layout.ipa_bits))?;
-        let memory = Memory::new(&vm, kind, layout.ram_size)?;
+        let memory = Memory::new(&vm, kind, layout)?;
         for segment in &plan.segments {
             memory.shared.write(segment.address - RAM_BASE, &segment.bytes)?;
         }
@@ -100,8 +103,10 @@ impl Machine {
 }
 
 impl Memory {
-    fn new(vm: &Vm, kind: Kind, size: u64) -> Result<Self> {
-        let shared = SharedMemory::new(size)?;
+    fn new(vm: &Vm, kind: Kind, layout: &Layout) -> Result<Self> {
+        let size = layout.ram_size;
+        let alias = if kind == Kind::Plain { 0 } else { layout.shared_bit() };
+        let shared = Arc::new(SharedMemory::new(size, matches!(kind, Kind::Realm { .. }))?);
         let private = match kind {
             Kind::Plain => {
                 vm.set_memory(0, RAM_BASE, size, shared.address())?;
@@ -114,7 +119,12 @@ impl Memory {
                 Some(private)
             }
         };
-        Ok(Self { shared, private, size })
+        Ok(Self { shared, private, size, alias })
+    }
+
+    /// What devices see of it.
+    pub(crate) fn view(&self) -> GuestView {
+        GuestView::new(self.shared.clone(), self.alias)
     }
 
     /// Does what a guest asked for: turns a range into private or into shared memory, and gives back the other
@@ -129,6 +139,7 @@ impl Memory {
             ));
         };
         vm.set_attributes(address, size, private)?;
+        self.shared.set_shared(offset, size, !private);
         if private { self.shared.discard(offset, size) } else { punch_hole(file.as_raw_fd(), offset, size) }
     }
 }

@@ -43,10 +43,15 @@ impl<T> Sender<T> {
     /// Puts a message into the queue. Nobody minds if the reader is gone.
     pub fn send(&self, message: T) {
         if self.queue.send(message).is_ok() {
-            let one = 1u64.to_ne_bytes();
-            // SAFETY: eight readable bytes. The counter cannot overflow, and a wake-up that is already pending serves.
-            unsafe { libc::write(self.event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+            self.wake();
         }
+    }
+
+    /// Wakes the reader without a message.
+    pub fn wake(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight readable bytes. The counter cannot overflow, and a wake-up that is already pending serves.
+        unsafe { libc::write(self.event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 }
 

@@ -7,9 +7,16 @@ use std::thread::JoinHandle;
 
 use cca_abi::kvm::exit;
 
-use crate::bus::{Bus, Port, Sink};
+use crate::bus::{Bus, SerialPort, SetLine, Sink};
 use crate::kvm::{Exit, Vcpu, Vm};
+use crate::layout::{
+    PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, UART_SIZE, UART_SPI, UART0_BASE,
+};
 use crate::machine::{Machine, Memory};
+use crate::pci::{Function, Host};
+use crate::virtio::Device;
+use crate::virtio::transport::VirtioPci;
+use crate::virtio::worker::Report;
 use crate::{Error, Layer, Result};
 
 /// How a machine ended.
@@ -31,6 +38,8 @@ struct Shared {
     memory: Memory,
     vm: Arc<Vm>,
     bus: Bus,
+    serial: Arc<SerialPort>,
+    devices: Vec<Arc<VirtioPci>>,
     stop: AtomicBool,
     on_end: OnEnd,
 }
@@ -48,14 +57,39 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Runner {
-    /// Starts the CPUs.
-    pub fn start(machine: Machine, console: Sink, control: Sink, on_end: OnEnd) -> Result<Self> {
+    /// Starts the devices and the CPUs. Output of the serial port goes to `serial`; `report` hears about guests that
+    /// break their devices' rules.
+    pub fn start(
+        machine: Machine,
+        serial: Sink,
+        devices: Vec<Box<dyn Device>>,
+        report: Report,
+        on_end: OnEnd,
+    ) -> Result<Self> {
         install_kick_handler()?;
+        if devices.len() > PCI_SLOTS {
+            return Err(Error::vmm(format!("{} devices; {PCI_SLOTS} are possible", devices.len())));
+        }
         let Machine { vcpus, vm, memory } = machine;
         let vm = Arc::new(vm);
         let lines = vm.clone();
-        let bus = Bus::new(console, control, Box::new(move |spi, level| lines.set_spi(spi, level)));
-        let shared = Arc::new(Shared { vcpus, memory, vm, bus, stop: AtomicBool::new(false), on_end });
+        let set_line: SetLine = Arc::new(move |spi, level| lines.set_spi(spi, level));
+        let view = Arc::new(memory.view());
+        let devices = devices
+            .into_iter()
+            .enumerate()
+            .map(|(slot, device)| {
+                VirtioPci::new(slot, device, view.clone(), set_line.clone(), report.clone()).map(Arc::new)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let pci = Host::new(devices.iter().map(|device| device.clone() as Arc<dyn Function>).collect());
+        let serial = Arc::new(SerialPort::new(serial, UART_SPI, set_line));
+        let mut bus = Bus::default();
+        bus.add(UART0_BASE, UART_SIZE, serial.clone());
+        bus.add(PCI_ECAM_BASE, PCI_ECAM_SIZE, pci.ecam());
+        bus.add(PCI_MMIO_BASE, PCI_MMIO_SIZE, pci.registers());
+        let stop = AtomicBool::new(false);
+        let shared = Arc::new(Shared { vcpus, memory, vm, bus, serial, devices, stop, on_end });
         let mut runner = Self { shared, threads: Vec::new() };
         for index in 0..runner.shared.vcpus.len() {
             let shared = runner.shared.clone();
@@ -67,9 +101,9 @@ impl Runner {
         Ok(runner)
     }
 
-    /// Types on the guest's console.
+    /// Types on the guest's serial port.
     pub fn send(&self, bytes: &[u8]) -> Result<()> {
-        self.shared.bus.send(Port::Console, bytes)
+        self.shared.serial.send(bytes)
     }
 
     /// Stops all CPUs and waits for their threads. The machine is gone afterwards.
@@ -83,7 +117,10 @@ impl Runner {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        self.shared.bus.flush();
+        for device in &self.shared.devices {
+            device.stop();
+        }
+        self.shared.serial.flush();
     }
 }
 

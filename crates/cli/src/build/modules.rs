@@ -23,7 +23,7 @@ pub(crate) fn collect(tree: &Path, wanted: &[&str]) -> Result<Modules> {
     for name in wanted {
         let mut order = Vec::new();
         add(name, &known, &mut modules.files, &mut order)?;
-        modules.order.push_str(&format!("{name}: {}\n", order.join(" ")));
+        modules.order.push_str(&format!("{}: {}\n", canonical(name), order.join(" ")));
     }
     Ok(modules)
 }

@@ -101,7 +101,7 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
         });
     })?;
     drop(plan);
-    session::run(opts, machine, events)
+    session::run(opts, machine, Vec::new(), events)
 }
 
 /// The guest's command line: the console, and no more talk than somebody will read.

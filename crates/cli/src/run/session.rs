@@ -1,17 +1,22 @@
-//! One run from the first instruction to the last: console, control channel, signals, deadlines.
+//! One run from the first instruction to the last: console, control channel, devices, signals, deadlines.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use vmm::bus::Sink;
-use vmm::control::{Control, Event, Request};
+use vmm::control::{Control, Event, PORTS, Request};
 use vmm::machine::Machine;
 use vmm::mailbox::{Sender, mailbox};
 use vmm::runner::{Ending, Runner};
 use vmm::terminal::{self, Escape, Keys, RawTerminal};
+use vmm::virtio::Device;
+use vmm::virtio::console::{Console, Input, Port};
+use vmm::virtio::rng::Rng;
 use vmm::{Error, Layer};
 
 use super::RunOptions;
@@ -21,6 +26,8 @@ use super::events::Events;
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(10);
 
 const STDIN: RawFd = 0;
+/// `SIGWINCH`.
+const WINDOW_CHANGED: u8 = 28;
 
 enum Notice {
     FirstOutput,
@@ -30,27 +37,54 @@ enum Notice {
     Ended(vmm::Result<Ending>),
 }
 
+/// Where everything goes that the guest prints on serial port and terminal.
+type Screen = Arc<Mutex<Box<dyn FnMut(&[u8]) + Send>>>;
+
 /// Runs `machine` to its end.
-pub(super) fn run(opts: &RunOptions, machine: Machine, events: &Events) -> anyhow::Result<u8> {
+pub(super) fn run(
+    opts: &RunOptions,
+    machine: Machine,
+    mut devices: Vec<Box<dyn Device>>,
+    events: &Events,
+) -> anyhow::Result<u8> {
     let signals = signals()?;
     let (notify, notices) = mailbox()?;
     let interactive = opts.exec.is_none();
-    let request = match &opts.exec {
-        Some(command) => Request::Exec { command: command.clone(), mark: mark()? },
-        None => Request::Shell { size: terminal::size(STDIN).or_else(told_size) },
-    };
+    let request = opts.exec.clone().map_or(Request::Shell, Request::Exec);
     let log = opts
         .console_log
         .as_ref()
         .map(|path| File::create(path).with_context(|| format!("creating {}", path.display())))
         .transpose()?;
+    let size = terminal::size(STDIN).or_else(told_size);
     let terminal = if interactive { RawTerminal::enter(STDIN)? } else { None };
 
+    let screen = screen(interactive, opts.verbose, log, notify.clone());
+    let (keyboard, input) = mailbox()?;
+    let printed = Arc::new(AtomicU64::new(0));
+    let sinks: [Sink; 5] = [
+        show(&screen),
+        Box::new(|_| Vec::new()),
+        stream(std::io::stdout(), printed.clone()),
+        stream(std::io::stderr(), Arc::default()),
+        control(Control::new(request), notify.clone(), printed),
+    ];
+    let mut source = if interactive { None } else { Some(own_stdin()?) };
+    let ports = PORTS.into_iter().zip(sinks).enumerate().map(|(index, (name, sink))| {
+        // The command's input is the second port's.
+        let source = if index == 1 { source.take() } else { None };
+        Port { name, sink, source }
+    });
+    devices.insert(0, Box::new(Console::new(ports.collect(), input, size)));
+    devices.insert(1, Box::new(Rng));
+
     let ended = notify.clone();
+    let report = |text: &str| eprintln!("realm: guest: {text}");
     let mut runner = Runner::start(
         machine,
-        console(interactive, opts.verbose, log, notify.clone()),
-        control(Control::new(request), notify.clone()),
+        show(&screen),
+        devices,
+        Arc::new(report),
         Box::new(move |ending| ended.send(Notice::Ended(ending))),
     )?;
 
@@ -62,10 +96,17 @@ pub(super) fn run(opts: &RunOptions, machine: Machine, events: &Events) -> anyho
         let mut fds = [notices.fd(), signals.as_raw_fd(), if input { STDIN } else { -1 }]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         poll(&mut fds, state.deadline)?;
-        if fds[1].revents != 0 {
-            // Leave at once: a CPU's thread may be waiting for somebody to read its output. The kernel cleans up.
+        let signal = if fds[1].revents != 0 { signal_number(&signals) } else { 0 };
+        if signal == WINDOW_CHANGED {
+            if let Some((rows, columns)) = terminal::size(STDIN) {
+                keyboard.send(Input::Size(rows, columns));
+            }
+            continue;
+        }
+        if signal != 0 {
+            // Leave at once: a thread may be waiting for somebody to read its output. The kernel cleans up.
             std::mem::forget(runner);
-            return Ok(128 + signal_number(&signals));
+            return Ok(128 + signal);
         }
         if let Some(result) = notices.drain().into_iter().find_map(|notice| state.handle(notice)) {
             break result;
@@ -84,7 +125,7 @@ pub(super) fn run(opts: &RunOptions, machine: Machine, events: &Events) -> anyho
             if keys.leave {
                 break Ok(());
             }
-            runner.send(&keys.bytes)?;
+            keyboard.send(Input::Bytes(0, keys.bytes));
         }
     };
     runner.stop();
@@ -138,10 +179,10 @@ impl Session<'_> {
     }
 }
 
-/// Where the guest's console goes.
-fn console(interactive: bool, verbose: bool, mut log: Option<File>, notify: Sender<Notice>) -> Sink {
+/// What shows the guest's console to whom it concerns.
+fn screen(interactive: bool, verbose: bool, mut log: Option<File>, notify: Sender<Notice>) -> Screen {
     let mut first = true;
-    Box::new(move |bytes| {
+    Arc::new(Mutex::new(Box::new(move |bytes| {
         if std::mem::take(&mut first) {
             notify.send(Notice::FirstOutput);
         }
@@ -155,43 +196,58 @@ fn console(interactive: bool, verbose: bool, mut log: Option<File>, notify: Send
         if let Some(log) = &mut log {
             let _ = log.write_all(bytes);
         }
+    })))
+}
+
+/// A port that is shown on the screen.
+fn show(screen: &Screen) -> Sink {
+    let screen = screen.clone();
+    Box::new(move |bytes| {
+        (screen.lock().unwrap_or_else(PoisonError::into_inner))(bytes);
         Vec::new()
     })
 }
 
-/// Where the guest's control channel goes.
-fn control(mut control: Control, notify: Sender<Notice>) -> Sink {
-    let mut printed = 0_u64;
+/// A port whose bytes go on unchanged.
+fn stream(mut to: impl Write + Send + 'static, printed: Arc<AtomicU64>) -> Sink {
+    Box::new(move |bytes| {
+        let _ = to.write_all(bytes).and_then(|()| to.flush());
+        printed.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::SeqCst);
+        Vec::new()
+    })
+}
+
+/// The conversation with init.
+fn control(mut control: Control, notify: Sender<Notice>, printed: Arc<AtomicU64>) -> Sink {
     Box::new(move |bytes| {
         let (events, reply) = control.receive(bytes);
         for event in events {
-            match event {
-                Event::Ready => notify.send(Notice::Ready),
-                Event::Output(output) => {
-                    let mut stdout = std::io::stdout().lock();
-                    let _ = stdout.write_all(&output).and_then(|()| stdout.flush());
-                    printed += u64::try_from(output.len()).unwrap_or(0);
-                }
-                Event::Status(status) => notify.send(Notice::Status(status, printed)),
-            }
+            notify.send(match event {
+                Event::Ready => Notice::Ready,
+                Event::Status(status) => Notice::Status(status, printed.load(Ordering::SeqCst)),
+            });
         }
         reply
     })
+}
+
+/// Standard input as a file of its own.
+fn own_stdin() -> anyhow::Result<OwnedFd> {
+    // SAFETY: a system call without pointers; the new descriptor is checked and owned.
+    unsafe {
+        let fd = libc::fcntl(STDIN, libc::F_DUPFD_CLOEXEC, 3);
+        if fd >= 0 {
+            return Ok(OwnedFd::from_raw_fd(fd));
+        }
+    }
+    // Whoever started us closed it.
+    Ok(File::open("/dev/null")?.into())
 }
 
 /// The terminal's size when it is further away: whoever starts us says it in the way that shells do.
 fn told_size() -> Option<(u16, u16)> {
     let number = |name| std::env::var(name).ok()?.parse().ok().filter(|number| *number > 0);
     Some((number("LINES")?, number("COLUMNS")?))
-}
-
-/// A word that no output contains by accident.
-fn mark() -> anyhow::Result<String> {
-    let mut bytes = [0u8; 16];
-    // SAFETY: the buffer is as long as the call is told. So few bytes come at once or not at all.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    anyhow::ensure!(usize::try_from(got) == Ok(bytes.len()), "there are no random bytes");
-    Ok(bytes.iter().fold(String::from("end-"), |word, byte| format!("{word}{byte:02x}")))
 }
 
 /// Takes the signals that should end the run in order, as a file.
@@ -201,7 +257,7 @@ fn signals() -> anyhow::Result<OwnedFd> {
     let fd = unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGWINCH] {
             libc::sigaddset(&raw mut set, signal);
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());

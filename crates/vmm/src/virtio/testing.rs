@@ -1,0 +1,191 @@
+//! A driver for tests: it plays the guest's part through the registers and in the guest's memory, by the rules or
+//! against them.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::Device;
+use super::transport::VirtioPci;
+use crate::layout::RAM_BASE;
+use crate::memory::{GuestView, SharedMemory};
+use crate::pci::Function;
+
+/// Bytes of RAM, of which the second half is private.
+pub(super) const RAM: u64 = 0x20_0000;
+const QUEUE_BYTES: u64 = 0x4000;
+
+pub(super) struct Driver {
+    pub(super) device: VirtioPci,
+    pub(super) view: GuestView,
+    pub(super) reports: Arc<Mutex<Vec<String>>>,
+    queues: Vec<Ring>,
+    next_buffer: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Ring {
+    base: u64,
+    size: u16,
+    next: u16,
+    seen: u16,
+}
+
+/// One buffer of a chain.
+pub(super) enum Part<'a> {
+    Read(&'a [u8]),
+    Write(usize),
+}
+
+impl Driver {
+    pub(super) fn new(device: Box<dyn Device>) -> Self {
+        let memory = Arc::new(SharedMemory::new(RAM, true).unwrap());
+        memory.set_shared(0, RAM / 2, true);
+        let view = GuestView::new(memory, 1 << 32);
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let sink = reports.clone();
+        let device = VirtioPci::new(
+            1,
+            device,
+            Arc::new(view.clone()),
+            Arc::new(|_, _| Ok(())),
+            Arc::new(move |text| sink.lock().unwrap().push(text.to_owned())),
+        )
+        .unwrap();
+        Self { device, view, reports, queues: Vec::new(), next_buffer: RAM_BASE + 0x8_0000 }
+    }
+
+    pub(super) fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.device.read(offset, &mut bytes).unwrap();
+        bytes
+    }
+
+    pub(super) fn put(&self, offset: u64, bytes: &[u8]) {
+        self.device.write(offset, bytes).unwrap();
+    }
+
+    pub(super) fn status(&self) -> u8 {
+        self.get::<1>(20)[0]
+    }
+
+    /// Goes through the initialization that the specification prescribes.
+    pub(super) fn start(&mut self, wanted: u64) {
+        self.put(20, &[0]);
+        self.put(20, &[1]);
+        self.put(20, &[3]);
+        let mut offered = 0;
+        for half in 0..2u32 {
+            self.put(0, &half.to_le_bytes());
+            offered |= u64::from(u32::from_le_bytes(self.get(4))) << (32 * half);
+        }
+        let accepted = offered & wanted;
+        for half in 0..2u32 {
+            self.put(8, &half.to_le_bytes());
+            self.put(12, &u32::try_from(accepted >> (32 * half) & 0xffff_ffff).unwrap().to_le_bytes());
+        }
+        self.put(20, &[11]);
+        assert_eq!(self.status(), 11, "the features were not accepted");
+        let count = u16::from_le_bytes(self.get(18));
+        self.queues.clear();
+        for index in 0..count {
+            self.put(22, &index.to_le_bytes());
+            let size = u16::from_le_bytes(self.get(24));
+            let base = RAM_BASE + u64::from(index) * QUEUE_BYTES;
+            let zeroes = vec![0; usize::try_from(QUEUE_BYTES).unwrap()];
+            self.view.write_slice(&zeroes, GuestAddress(base)).unwrap();
+            for (offset, address) in [(32, base), (40, base + 0x2000), (48, base + 0x3000)] {
+                self.put(offset, &address.to_le_bytes());
+            }
+            self.put(28, &[1, 0]);
+            self.queues.push(Ring { base, size, next: 0, seen: 0 });
+        }
+        self.put(20, &[15]);
+        self.next_buffer = RAM_BASE + 0x8_0000;
+    }
+
+    /// Makes a chain available; returns the addresses of its buffers.
+    pub(super) fn give(&mut self, queue: usize, parts: &[Part<'_>]) -> Vec<u64> {
+        let mut addresses = Vec::new();
+        let buffers: Vec<(u64, u32, u16)> = parts
+            .iter()
+            .map(|part| {
+                let at = self.next_buffer;
+                let (len, flags) = match part {
+                    Part::Read(bytes) => {
+                        self.view.write_slice(bytes, GuestAddress(at)).unwrap();
+                        (bytes.len(), 0)
+                    }
+                    Part::Write(len) => (*len, 2),
+                };
+                self.next_buffer = at + u64::try_from(len.next_multiple_of(16)).unwrap();
+                if self.next_buffer > RAM_BASE + 0xf_0000 {
+                    self.next_buffer = RAM_BASE + 0x8_0000;
+                }
+                addresses.push(at);
+                (at, u32::try_from(len).unwrap(), flags)
+            })
+            .collect();
+        self.give_raw(queue, &buffers);
+        addresses
+    }
+
+    /// Makes a chain of any descriptors available: address, length, flags.
+    pub(super) fn give_raw(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {
+        let ring = &mut self.queues[queue];
+        let count = u16::try_from(buffers.len()).unwrap();
+        // Tests wait for each chain before the table is used again.
+        let first = ring.next % ring.size;
+        for (index, (address, len, flags)) in (0u16..).zip(buffers) {
+            let place = (first + index) % ring.size;
+            let next = (place + 1) % ring.size;
+            let flags = flags | u16::from(index + 1 < count);
+            let mut descriptor = address.to_le_bytes().to_vec();
+            descriptor.extend(len.to_le_bytes());
+            descriptor.extend(flags.to_le_bytes());
+            descriptor.extend(next.to_le_bytes());
+            self.view.write_slice(&descriptor, GuestAddress(ring.base + 16 * u64::from(place))).unwrap();
+        }
+        let avail = ring.base + 0x2000;
+        let index: u16 = u16::from_le_bytes(read(&self.view, avail + 2));
+        let place = u64::from(index % ring.size);
+        self.view.write_slice(&first.to_le_bytes(), GuestAddress(avail + 4 + 2 * place)).unwrap();
+        self.view.write_slice(&index.wrapping_add(1).to_le_bytes(), GuestAddress(avail + 2)).unwrap();
+        ring.next = (first + count) % ring.size;
+        self.kick(queue);
+    }
+
+    pub(super) fn kick(&self, queue: usize) {
+        self.put(0x3000 + 4 * u64::try_from(queue).unwrap(), &u16::try_from(queue).unwrap().to_le_bytes());
+    }
+
+    /// Waits for the next chain to come back; gives how much was written into it.
+    pub(super) fn take(&mut self, queue: usize) -> Option<usize> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let ring = &mut self.queues[queue];
+        let used = ring.base + 0x3000;
+        while u16::from_le_bytes(read(&self.view, used + 2)) == ring.seen {
+            if Instant::now() > deadline || !self.reports.lock().unwrap().is_empty() {
+                return None;
+            }
+            std::thread::yield_now();
+        }
+        let place = u64::from(ring.seen % ring.size);
+        ring.seen = ring.seen.wrapping_add(1);
+        let len = u32::from_le_bytes(read(&self.view, used + 4 + 8 * place + 4));
+        Some(usize::try_from(len).unwrap())
+    }
+
+    pub(super) fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.view.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+}
+
+fn read<const N: usize>(view: &GuestView, address: u64) -> [u8; N] {
+    let mut bytes = [0; N];
+    view.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+    bytes
+}

@@ -1,0 +1,301 @@
+//! Devices behind their registers, driven by the rules and against them.
+
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::testing::{Driver, Part, RAM};
+use super::{Device, block::Block, console, rng::Rng};
+use crate::disk::{Disk, Format};
+use crate::layout::RAM_BASE;
+use crate::mailbox::mailbox;
+use crate::pci::Function;
+
+const ALL: u64 = u64::MAX;
+
+/// A file that goes away with the test.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("realm-{}-{number}-{name}", std::process::id()));
+        std::fs::write(&path, bytes).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn raw_disk(sectors: usize) -> (Scratch, Box<dyn Device>) {
+    let file = Scratch::new("disk", &vec![0; sectors * 512]);
+    let disk = Disk::open(&file.0, Format::Raw, false).unwrap();
+    (file, Box::new(Block::new(disk, 0)))
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    let mut header = kind.to_le_bytes().to_vec();
+    header.extend([0; 4]);
+    header.extend(sector.to_le_bytes());
+    header
+}
+
+/// Does one request; gives its status byte.
+fn request(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], space: usize) -> (u8, Vec<u8>) {
+    let head = header(kind, sector);
+    let mut parts = vec![Part::Read(&head)];
+    if !out.is_empty() {
+        parts.push(Part::Read(out));
+    }
+    if space > 0 {
+        parts.push(Part::Write(space));
+    }
+    parts.push(Part::Write(1));
+    let at = driver.give(0, &parts);
+    driver.take(0).expect("the request comes back");
+    let data = if space > 0 { driver.bytes(at[at.len() - 2], space) } else { Vec::new() };
+    (driver.bytes(at[at.len() - 1], 1)[0], data)
+}
+
+#[test]
+fn a_disk_reads_what_was_written_and_refuses_what_is_outside() {
+    let (file, device) = raw_disk(64);
+    let mut driver = Driver::new(device);
+    driver.start(ALL);
+    assert_eq!(u64::from_le_bytes(driver.get(0x2000)), 64);
+    let data: Vec<u8> = (0..2048u32).map(|n| n.to_le_bytes()[0] ^ 0x5a).collect();
+    assert_eq!(request(&mut driver, 1, 7, &data, 0).0, 0);
+    assert_eq!(request(&mut driver, 0, 7, &[], 2048), (0, data.clone()));
+    assert_eq!(request(&mut driver, 4, 0, &[], 0).0, 0);
+    assert_eq!(std::fs::read(&file.0).unwrap()[7 * 512..7 * 512 + 2048], data[..]);
+    // The last sector, one after it, an overflowing one, half a sector, an unknown request.
+    assert_eq!(request(&mut driver, 0, 63, &[], 512).0, 0);
+    assert_eq!(request(&mut driver, 0, 63, &[], 1024).0, 1);
+    assert_eq!(request(&mut driver, 1, u64::MAX, &data, 0).0, 1);
+    assert_eq!(request(&mut driver, 0, u64::MAX / 512, &[], 512).0, 1);
+    assert_eq!(request(&mut driver, 0, 0, &[], 100).0, 1);
+    assert_eq!(request(&mut driver, 99, 0, &[], 512).0, 2);
+    // Zeroes and discards.
+    let mut range = 7u64.to_le_bytes().to_vec();
+    range.extend(2u32.to_le_bytes());
+    range.extend([0; 4]);
+    assert_eq!(request(&mut driver, 13, 0, &range, 0).0, 0);
+    let expected = [vec![0; 1024], data[1024..].to_vec()].concat();
+    assert_eq!(request(&mut driver, 0, 7, &[], 2048), (0, expected));
+    range[..8].copy_from_slice(&64u64.to_le_bytes());
+    assert_eq!(request(&mut driver, 11, 0, &range, 0).0, 1);
+    assert!(driver.reports.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_read_only_disk_is_not_written() {
+    let file = Scratch::new("ro", &[7; 1024]);
+    let disk = Disk::open(&file.0, Format::Raw, true).unwrap();
+    let mut driver = Driver::new(Box::new(Block::new(disk, 0)));
+    driver.start(ALL);
+    assert_eq!(request(&mut driver, 1, 0, &[1; 512], 0).0, 1);
+    assert_eq!(request(&mut driver, 0, 0, &[], 512), (0, vec![7; 512]));
+    let mut range = vec![0; 8];
+    range.extend(1u32.to_le_bytes());
+    range.extend([0; 4]);
+    assert_eq!(request(&mut driver, 13, 0, &range, 0).0, 1);
+    assert_eq!(request(&mut driver, 11, 0, &range, 0).0, 1);
+    assert_eq!(std::fs::read(&file.0).unwrap(), [7; 1024]);
+}
+
+#[test]
+fn two_writers_of_one_disk_are_refused() {
+    let file = Scratch::new("locked", &[0; 512]);
+    let _first = Disk::open(&file.0, Format::Raw, false).unwrap();
+    assert!(Disk::open(&file.0, Format::Raw, false).is_err());
+    assert!(Disk::open(&file.0, Format::Raw, true).is_err());
+}
+
+#[test]
+fn random_bytes_come() {
+    let mut driver = Driver::new(Box::new(Rng));
+    driver.start(ALL);
+    let at = driver.give(0, &[Part::Write(64)]);
+    assert_eq!(driver.take(0), Some(64));
+    assert_ne!(driver.bytes(at[0], 64), [0; 64]);
+}
+
+#[test]
+fn rings_and_buffers_in_private_memory_are_the_guests_mistake() {
+    let private = RAM_BASE + RAM / 2;
+    let mut driver = Driver::new(Box::new(Rng));
+    driver.start(ALL);
+    for address in [private, private - 1, RAM_BASE - 8, u64::MAX - 3, 1 << 32] {
+        driver.give_raw(0, &[(address, 16, 2)]);
+        assert_eq!(driver.take(0), None, "{address:#x}");
+        assert!(driver.reports.lock().unwrap().pop().is_some(), "{address:#x}");
+        assert_eq!(driver.status() & 64, 64, "the device needs a reset");
+        driver.start(ALL);
+        assert_eq!(driver.status(), 15);
+    }
+    // The same buffer at the shared alias of a shared address works.
+    driver.give_raw(0, &[((RAM_BASE + 0x8_0000) | 1 << 32, 16, 2)]);
+    assert_eq!(driver.take(0), Some(16));
+    // Rings in private memory: the device does not come up.
+    driver.put(20, &[0]);
+    driver.put(20, &[3]);
+    for half in 0..2u32 {
+        driver.put(8, &half.to_le_bytes());
+        driver.put(12, &[0u32, 3][usize::try_from(half).unwrap()].to_le_bytes());
+    }
+    driver.put(20, &[11]);
+    for offset in [32, 40, 48] {
+        driver.put(offset, &private.to_le_bytes());
+    }
+    driver.put(28, &[1, 0]);
+    driver.put(20, &[15]);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while driver.status() & 64 == 0 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    assert!(driver.reports.lock().unwrap()[0].contains("not in shared memory"));
+}
+
+#[test]
+fn a_driver_that_refuses_bounce_buffers_is_refused() {
+    let driver = Driver::new(Box::new(Rng));
+    driver.put(20, &[3]);
+    driver.put(8, &1u32.to_le_bytes());
+    driver.put(12, &1u32.to_le_bytes());
+    driver.put(20, &[11]);
+    assert_eq!(driver.status() & 8, 0);
+}
+
+type Heard = Arc<Mutex<Vec<u8>>>;
+
+fn terminal() -> (Box<dyn Device>, crate::mailbox::Sender<console::Input>, Heard) {
+    let (sender, input) = mailbox().unwrap();
+    let heard = Heard::default();
+    let sink = heard.clone();
+    let ports = ["", "stream"].map(|name| {
+        let sink = sink.clone();
+        console::Port {
+            name,
+            sink: Box::new(move |bytes: &[u8]| {
+                sink.lock().unwrap().extend(bytes);
+                if bytes == b"question" { b"answer".to_vec() } else { Vec::new() }
+            }),
+            source: None,
+        }
+    });
+    (Box::new(console::Console::new(ports.into(), input, Some((24, 80)))), sender, heard)
+}
+
+fn message(port: u32, event: u16, value: u16) -> Vec<u8> {
+    [port.to_le_bytes().to_vec(), event.to_le_bytes().to_vec(), value.to_le_bytes().to_vec()].concat()
+}
+
+#[test]
+fn a_console_introduces_its_ports_and_carries_their_bytes() {
+    let (device, keyboard, heard) = terminal();
+    let mut driver = Driver::new(device);
+    driver.start(ALL);
+    let mut hear = |driver: &mut Driver| {
+        let at = driver.give(2, &[Part::Write(64)]);
+        let len = driver.take(2).expect("a message");
+        driver.bytes(at[0], len)
+    };
+    driver.give(3, &[Part::Read(&message(0, 0, 1))]);
+    assert_eq!(hear(&mut driver), message(0, 1, 0));
+    assert_eq!(hear(&mut driver), message(1, 1, 0));
+    driver.give(3, &[Part::Read(&message(0, 3, 1))]);
+    assert_eq!(hear(&mut driver), message(0, 4, 1));
+    assert_eq!(hear(&mut driver), [message(0, 5, 0), vec![80, 0, 24, 0]].concat());
+    assert_eq!(hear(&mut driver), message(0, 6, 1));
+    driver.give(3, &[Part::Read(&message(1, 3, 1))]);
+    assert_eq!(hear(&mut driver), [message(1, 7, 1), b"stream".to_vec()].concat());
+    assert_eq!(hear(&mut driver), message(1, 6, 1));
+    driver.give(3, &[Part::Read(&message(1, 6, 1))]);
+    // Output, and an answer to it.
+    driver.give(5, &[Part::Read(b"question")]);
+    driver.take(5).unwrap();
+    assert_eq!(*heard.lock().unwrap(), b"question");
+    let at = driver.give(4, &[Part::Write(4)]);
+    assert_eq!(driver.take(4), Some(4));
+    assert_eq!(driver.bytes(at[0], 4), b"answ");
+    // The terminal changes.
+    keyboard.send(console::Input::Size(50, 132));
+    assert_eq!(hear(&mut driver), [message(0, 5, 0), vec![132, 0, 50, 0]].concat());
+    assert!(driver.reports.lock().unwrap().is_empty());
+}
+
+fn any_device(kind: u8) -> (Option<Scratch>, Box<dyn Device>) {
+    match kind {
+        0 => (None, Box::new(Rng)),
+        1 => (None, terminal().0),
+        _ => {
+            let (file, device) = raw_disk(64);
+            (Some(file), device)
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+
+    /// Nothing that a guest writes anywhere ends anything but the device that it is written to, and a reset brings
+    /// that one back.
+    #[test]
+    fn no_guest_can_break_a_device(
+        kind in 0..3u8,
+        features in any::<u64>(),
+        steps in proptest::collection::vec((any::<u8>(), any::<u64>(), any::<u64>(), any::<u16>()), 1..40),
+    ) {
+        let (_file, device) = any_device(kind);
+        let mut driver = Driver::new(device);
+        driver.start(features | super::REQUIRED_FEATURES);
+        let queues = u16::from_le_bytes(driver.get(18));
+        for (what, a, b, c) in steps {
+            let queue = usize::from(c % queues);
+            match what % 8 {
+                // Registers, all of them.
+                0 => driver.put(a % 0x4100, &b.to_le_bytes()[..1 << (c % 4)]),
+                1 => drop(driver.get::<8>(a % 0x4100)),
+                // Configuration space.
+                2 => driver.device.config_write(usize::try_from(a % 300).unwrap(), &b.to_le_bytes()[..1 << (c % 4)]).unwrap(),
+                3 => driver.device.config_read(usize::try_from(a % 300).unwrap(), &mut [0; 4]).unwrap(),
+                // Rings and descriptors.
+                4 => {
+                    let at = RAM_BASE + a % 0x2_0000;
+                    driver.view.write_slice(&b.to_le_bytes(), GuestAddress(at)).unwrap();
+                    driver.kick(queue);
+                }
+                5 => {
+                    let at = [RAM_BASE, RAM_BASE + 0x8_0000, RAM_BASE + RAM / 2 - 8, a][usize::from(c % 4)];
+                    driver.give_raw(queue, &[(at, u32::try_from(b & 0xffff).unwrap(), c >> 8 & 7)]);
+                }
+                6 => {
+                    let bytes = [a.to_le_bytes(), b.to_le_bytes()].concat();
+                    driver.give(queue, &[Part::Read(&bytes), Part::Write(usize::from(c) % 600 + 1)]);
+                }
+                _ => driver.start(ALL),
+            }
+        }
+        // Still there, and as good as new.
+        driver.device.config_write(4, &[6, 0]).unwrap();
+        driver.start(ALL);
+        prop_assert_eq!(driver.status(), 15);
+        if kind == 0 {
+            driver.reports.lock().unwrap().clear();
+            driver.give(0, &[Part::Write(8)]);
+            prop_assert_eq!(driver.take(0), Some(8));
+        }
+    }
+}
+
+/// How many cases: few by default, as many as `REALM_FUZZ_CASES` says for a long run.
+fn cases() -> u32 {
+    std::env::var("REALM_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+}
