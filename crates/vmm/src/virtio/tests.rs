@@ -202,7 +202,7 @@ fn a_console_introduces_its_ports_and_carries_their_bytes() {
     let (device, keyboard, heard) = terminal();
     let mut driver = Driver::new(device);
     driver.start(ALL);
-    let mut hear = |driver: &mut Driver| {
+    let hear = |driver: &mut Driver| {
         let at = driver.give(2, &[Part::Write(64)]);
         let len = driver.take(2).expect("a message");
         driver.bytes(at[0], len)
