@@ -483,6 +483,7 @@ pub mod event {
     pub const IRQFD_DEASSIGN: u32 = 1;
     pub const IRQFD_RESAMPLE: u32 = 2;
     pub const IOEVENTFD_DATAMATCH: u32 = 1;
+    pub const IOEVENTFD_PIO: u32 = 2;
     pub const IOEVENTFD_DEASSIGN: u32 = 4;
     pub const ROUTING_IRQCHIP: u32 = 1;
     pub const ROUTING_MSI: u32 = 2;

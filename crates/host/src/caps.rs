@@ -3,8 +3,8 @@
 use cca_abi::kvm::{self, cap};
 
 use crate::errno::{Errno, Result};
-use crate::irqchip::MAX_ROUTES;
 use crate::kernel::Kernel;
+use crate::routing::MAX_ROUTES;
 use crate::slots::MAX_SLOTS;
 use crate::system::{MODULE_VERSION, System};
 use crate::vm::Vm;

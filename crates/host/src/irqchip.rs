@@ -8,9 +8,10 @@ use cca_abi::kvm::{self, event};
 use spin::Once;
 
 use crate::errno::{Errno, Result};
-use crate::kernel::{EventFd, Kernel, SpinLock, read_user, reserve};
+use crate::kernel::{Kernel, reserve};
+use crate::routing::{FIRST_SPI, Msi};
 use crate::vcpu::Vcpu;
-use crate::vgic::{AttrError, Its, Limits, SpiList, VcpuSet, Vgic};
+use crate::vgic::{AttrError, Its, Limits, VcpuSet, Vgic};
 use crate::vm::Vm;
 
 impl From<AttrError> for Errno {
@@ -24,43 +25,12 @@ pub(crate) type VmVgic<K> = Vgic<<K as Kernel>::RawSpinLock>;
 /// The ITS in front of it.
 pub(crate) type VmIts<K> = Its<<K as Kernel>::RawSpinLock, <K as Kernel>::RawMutex>;
 
-/// Entries of a GSI routing table.
-pub const MAX_ROUTES: u32 = 4096;
-/// The first SPI: pin 0 of the interrupt controller.
-const FIRST_SPI: u32 = 32;
-
-/// A message of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Message {
-    address: u64,
-    data: u32,
-    /// Which device, if it is known.
-    device: Option<u32>,
-}
-
-/// What a GSI stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
-    /// A pin of the interrupt controller: SPI number minus 32.
-    Pin(u32),
-    Message(Message),
-}
-
-/// Two irqfds with one GSI share its line; the end of the interrupt lowers it and tells all of them.
-struct Resampler<K: Kernel> {
-    gsi: u32,
-    event: K::EventFd,
-}
-
 /// Interrupts of one VM.
 pub struct Irqs<K: Kernel> {
     /// vCPUs in the order of their creation, which is also how the vGIC numbers them.
     pub(crate) vcpus: Vec<Once<Arc<Vcpu<K>>>>,
     pub(crate) vgic: Once<Arc<VmVgic<K>>>,
     pub(crate) its: Once<Arc<VmIts<K>>>,
-    /// Sorted by GSI. Until user space has set one, GSI n is pin n.
-    routes: SpinLock<K, Option<Vec<(u32, Route)>>>,
-    resamplers: SpinLock<K, Vec<Resampler<K>>>,
     shared_bit: u64,
 }
 
@@ -69,14 +39,7 @@ impl<K: Kernel> Irqs<K> {
         let mut vcpus = Vec::new();
         reserve(&mut vcpus, max_vcpus)?;
         vcpus.resize_with(max_vcpus, Once::new);
-        Ok(Self {
-            vcpus,
-            vgic: Once::new(),
-            its: Once::new(),
-            routes: SpinLock::<K, _>::new(None),
-            resamplers: SpinLock::<K, _>::new(Vec::new()),
-            shared_bit,
-        })
+        Ok(Self { vcpus, vgic: Once::new(), its: Once::new(), shared_bit })
     }
 
     /// Makes these vCPUs look at their interrupts. Any context.
@@ -97,95 +60,39 @@ impl<K: Kernel> Irqs<K> {
         self.vgic.get().filter(|vgic| vgic.is_initialised()).map(AsRef::as_ref).ok_or(Errno::ENXIO)
     }
 
-    /// Drives a GSI. Any context. Whether somebody listens.
-    ///
-    /// # Errors
-    /// `ENXIO` without an interrupt controller, `EINVAL` without such an interrupt.
-    pub(crate) fn set_gsi(&self, gsi: u32, level: bool) -> Result<bool> {
-        let vgic = self.ready()?;
-        let route = match &*self.routes.lock() {
-            None => Some(Route::Pin(gsi)),
-            Some(routes) => routes
-                .binary_search_by_key(&gsi, |entry| entry.0)
-                .ok()
-                .and_then(|at| routes.get(at))
-                .map(|e| e.1),
-        };
-        match route.ok_or(Errno::EINVAL)? {
-            Route::Pin(pin) => {
-                let intid = pin.checked_add(FIRST_SPI).ok_or(Errno::EINVAL)?;
-                self.kick(&vgic.set_spi(intid, level).ok_or(Errno::EINVAL)?);
-                Ok(true)
-            }
-            Route::Message(message) if level => self.message(&message),
-            Route::Message(_) => Ok(true),
+    /// Drives the line of an SPI. Any context. Nothing happens if there is none.
+    pub(crate) fn drive_spi(&self, intid: u32, level: bool) {
+        if let Some(kicked) = self.vgic.get().and_then(|vgic| vgic.set_spi(intid, level)) {
+            self.kick(&kicked);
         }
     }
 
-    /// Delivers a message. Any context. Whether somebody listens.
+    /// Makes an SPI pending once, whatever its trigger. Any context.
+    pub(crate) fn pulse_spi(&self, intid: u32) {
+        if let Some(kicked) = self.vgic.get().and_then(|vgic| vgic.pulse_spi(intid)) {
+            self.kick(&kicked);
+        }
+    }
+
+    /// Delivers a message. Any context. 1 if it became an interrupt, 0 if the guest has not asked for it.
     ///
     /// # Errors
-    /// `ENXIO` without an interrupt controller, `EINVAL` if it has no ITS, the address is not its, or the device
-    /// unknown.
-    pub(crate) fn message(&self, message: &Message) -> Result<bool> {
+    /// `ENODEV` without an ITS; `EINVAL` if the address is not its doorbell or the device is not named; `EBUSY` while the
+    /// guest has it switched off.
+    pub(crate) fn message(&self, msi: &Msi) -> Result {
+        let its = self.its.get().ok_or(Errno::ENODEV)?;
         let vgic = self.ready()?;
-        let its = self.its.get().ok_or(Errno::EINVAL)?;
-        let device = message.device.ok_or(Errno::EINVAL)?;
+        let device = msi.device.ok_or(Errno::EINVAL)?;
         // The guest may have written either alias.
-        if !its.owns_doorbell(message.address & !self.shared_bit) {
+        if !its.owns_doorbell(msi.address & !self.shared_bit) {
             return Err(Errno::EINVAL);
         }
-        let Some(kicked) = its.signal(vgic, device, message.data) else { return Ok(false) };
-        self.kick(&kicked);
-        Ok(true)
-    }
-
-    /// The guest has ended these level-triggered interrupts: lowers the lines of irqfds, which may raise them again.
-    pub(crate) fn ended(&self, spis: &SpiList) {
-        for intid in spis.iter() {
-            let Some(pin) = intid.checked_sub(FIRST_SPI) else { continue };
-            let gsi = match &*self.routes.lock() {
-                None => Some(pin),
-                Some(routes) => {
-                    routes.iter().find(|(_, route)| *route == Route::Pin(pin)).map(|(gsi, _)| *gsi)
-                }
-            };
-            let Some(gsi) = gsi else { continue };
-            let resamplers = self.resamplers.lock();
-            if !resamplers.iter().any(|resampler| resampler.gsi == gsi) {
-                continue;
-            }
-            if let Some(kicked) = self.vgic.get().and_then(|vgic| vgic.set_spi(intid, false)) {
-                self.kick(&kicked);
-            }
-            for resampler in resamplers.iter().filter(|resampler| resampler.gsi == gsi) {
-                resampler.event.signal();
-            }
+        if !its.is_enabled() {
+            return Err(Errno::EBUSY);
         }
-    }
-
-    /// Adds an eventfd to be told of the end of `gsi`. Calls come one after the other.
-    pub(crate) fn add_resampler(&self, gsi: u32, event: K::EventFd) -> Result<()> {
-        let mut list = Vec::new();
-        let len = self.resamplers.lock().len();
-        reserve(&mut list, len + 1)?;
-        let mut resamplers = self.resamplers.lock();
-        list.append(&mut resamplers);
-        list.push(Resampler { gsi, event });
-        core::mem::swap(&mut *resamplers, &mut list);
-        drop(resamplers);
-        // The old, empty list is freed here, without the lock.
-        drop(list);
-        Ok(())
-    }
-
-    /// Takes an eventfd out again.
-    pub(crate) fn remove_resampler(&self, gsi: u32, event: &K::EventFd) {
-        let mut resamplers = self.resamplers.lock();
-        let at = resamplers.iter().position(|entry| entry.gsi == gsi && entry.event.is_same(event));
-        let gone = at.map(|at| resamplers.swap_remove(at));
-        drop(resamplers);
-        drop(gone);
+        let Some(kicked) = its.signal(vgic, device, msi.data) else { return Ok(0) };
+        self.kick(&kicked);
+        Ok(1)
     }
 }
 
@@ -224,53 +131,11 @@ impl<K: Kernel> Vm<K> {
 
     /// `KVM_SIGNAL_MSI`: 1 if it was delivered, 0 if the guest does not listen.
     pub(crate) fn signal_msi(&self, msi: &kvm::Msi) -> Result {
-        if msi.flags & !event::MSI_VALID_DEVID != 0 || msi.pad != [0; 12] {
+        if msi.flags & !event::MSI_VALID_DEVID != 0 || self.vgic().is_none() {
             return Err(Errno::EINVAL);
         }
-        let message = message(msi.address_lo, msi.address_hi, msi.data, msi.flags, msi.devid);
-        self.irqs.message(&message).map(i64::from)
-    }
-
-    /// `KVM_SET_GSI_ROUTING`: replaces the whole table.
-    pub(crate) fn set_gsi_routing(&self, argument: u64) -> Result {
-        let header: kvm::IrqRouting = read_user(&self.kernel, argument)?;
-        if header.nr > MAX_ROUTES || header.flags != 0 {
-            return Err(Errno::EINVAL);
-        }
-        if self.vgic().is_none() {
-            return Err(Errno::EINVAL);
-        }
-        let mut routes = Vec::new();
-        reserve(&mut routes, usize::try_from(header.nr).map_err(|_| Errno::EINVAL)?)?;
-        let mut at = argument.checked_add(8).ok_or(Errno::EFAULT)?;
-        for _ in 0..header.nr {
-            let entry: kvm::IrqRoutingEntry = read_user(&self.kernel, at)?;
-            at = at.checked_add(48).ok_or(Errno::EFAULT)?;
-            routes.push((entry.gsi, route(&entry)?));
-        }
-        routes.sort_unstable_by_key(|(gsi, _)| *gsi);
-        if routes.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-            return Err(Errno::EINVAL);
-        }
-        let old = self.irqs.routes.lock().replace(routes);
-        drop(old);
-        Ok(0)
-    }
-}
-
-fn message(low: u32, high: u32, data: u32, flags: u32, device: u32) -> Message {
-    let address = u64::from(high) << 32 | u64::from(low);
-    Message { address, data, device: (flags & event::MSI_VALID_DEVID != 0).then_some(device) }
-}
-
-fn route(entry: &kvm::IrqRoutingEntry) -> Result<Route> {
-    let [first, second, third, fourth, ..] = entry.u;
-    match (entry.kind, entry.flags) {
-        (event::ROUTING_IRQCHIP, 0) if first == 0 && second < 1020 - FIRST_SPI => Ok(Route::Pin(second)),
-        (event::ROUTING_MSI, 0 | event::MSI_VALID_DEVID) => {
-            Ok(Route::Message(message(first, second, third, entry.flags, fourth)))
-        }
-        _ => Err(Errno::EINVAL),
+        let msi = Msi::new(msi.address_lo, msi.address_hi, msi.data, msi.flags, msi.devid);
+        self.irqs.message(&msi)
     }
 }
 

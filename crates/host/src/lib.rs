@@ -12,7 +12,7 @@
 //! | [`memory`], [`slots`], [`gmem`], [`rtt`], [`populate`], [`fault`] | who owns which page, and what the Realm sees where |
 //! | [`vcpu`], `vcpu_attr`, [`regs`], [`rec`] | the vCPU file and the REC behind it |
 //! | [`run`], [`mmio`], [`psci`], [`hostcall`], [`smccc`], [`timer`] | `KVM_RUN`, and what to do with each exit |
-//! | [`irqchip`], `events`, [`device`], [`vgic`] | interrupts, eventfds |
+//! | [`irqchip`], `events`, [`routing`], [`device`], [`vgic`] | interrupts, eventfds |
 //! | [`rmi`], [`granule`], [`stats`] | calling the RMM; pages that belong to the Realm world; counters |
 //!
 //! # Locks, outermost first
@@ -50,6 +50,7 @@ pub mod realm;
 pub mod rec;
 pub mod regs;
 pub mod rmi;
+pub mod routing;
 pub mod rtt;
 pub mod run;
 pub mod slots;

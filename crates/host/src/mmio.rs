@@ -89,35 +89,39 @@ impl<K: Kernel> Runner<'_, K> {
                 return true;
             }
         }
-        self.vm.signal_ioeventfd(gpa, len, value) || self.vm.coalesce(gpa, len, value)
+        let view = &mut self.state.events;
+        self.vm.events.signal(view, gpa, len, value) || self.vm.coalesce(view, gpa, len, value)
     }
 
-    /// `value` is what a store stores.
+    /// Devices in the kernel, which need no lock of the VM. `None` if there is none at `gpa`. `value` is what a store
+    /// stores.
+    pub(crate) fn device(&mut self, esr: u64, gpa: u64, value: u64) -> Option<Next> {
+        let access = Access::decode(esr)?;
+        let loaded = if access.write {
+            if !self.in_kernel_write(gpa, access.len, value) {
+                return None;
+            }
+            None
+        } else {
+            let its = self.vm.irqs.its.get();
+            let value = self
+                .vgic
+                .mmio_read(gpa, access.len)
+                .or_else(|| its.and_then(|its| its.mmio_read(gpa, access.len)))?;
+            Some(access.loaded(value))
+        };
+        self.state.pending = Pending::Emulated(loaded);
+        Some(Next::Enter)
+    }
+
+    /// An access that nobody in the kernel answers: user space is to do it.
     pub(crate) fn mmio(&mut self, esr: u64, gpa: u64, value: u64) -> Next {
         let Some(access) = Access::decode(esr) else {
             // It cannot be emulated, and user space could do nothing but say so.
             self.state.pending = Pending::Sea;
             return Next::Enter;
         };
-        if access.write {
-            if !self.in_kernel_write(gpa, access.len, value) {
-                return self.mmio_exit(gpa, access.len, Some(value), esr);
-            }
-            self.state.pending = Pending::Emulated(None);
-            return Next::Enter;
-        }
-        let its = self.vm.irqs.its.get();
-        let value = self
-            .vgic
-            .mmio_read(gpa, access.len)
-            .or_else(|| its.and_then(|its| its.mmio_read(gpa, access.len)));
-        match value {
-            Some(value) => {
-                self.state.pending = Pending::Emulated(Some(access.loaded(value)));
-                Next::Enter
-            }
-            None => self.mmio_exit(gpa, access.len, None, esr),
-        }
+        self.mmio_exit(gpa, access.len, access.write.then_some(value), esr)
     }
 }
 

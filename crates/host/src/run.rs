@@ -188,7 +188,7 @@ impl<K: Kernel> Runner<'_, K> {
         let outcome = vgic.sync(vcpu.index, &gic);
         vm.irqs.kick(&outcome.kick);
         if !outcome.ended.is_empty() {
-            vm.irqs.ended(&outcome.ended);
+            vm.events.ended(&mut self.state.events, &vm.irqs, outcome.ended.iter());
         }
         let lines = self.state.timers.exited(timers);
         self.drive_timers(lines);
@@ -398,6 +398,10 @@ impl<K: Kernel> Runner<'_, K> {
         if !data {
             // The RMM answers these itself.
             return Err(Errno::ENXIO);
+        }
+        // Devices first: they need no lock of the VM.
+        if let Some(next) = self.device(esr, gpa | offset, value) {
+            return Ok(next);
         }
         match self.vm.shared_fault(gpa)? {
             Fault::Resolved => Ok(Next::Enter),

@@ -8,6 +8,7 @@ use cca_abi::rmi::Ripas;
 
 use crate::caps;
 use crate::errno::{Errno, Result};
+use crate::events::View;
 use crate::kernel::{Fill, Kernel, Mutex, Page, VcpuThread, read_user, write_user};
 use crate::realm::RealmState;
 use crate::rec::Rec;
@@ -72,6 +73,8 @@ pub struct VcpuState<K: Kernel> {
     pub timer_lines: [bool; 2],
     /// The PMU's line.
     pub pmu_line: bool,
+    /// What it has seen of the VM's eventfds.
+    pub(crate) events: View<K>,
     /// The vCPU is asleep in WFI.
     pub waiting: bool,
     /// It has switched itself off, but another vCPU may have switched it on again at the same time.
@@ -131,6 +134,7 @@ impl<K: Kernel> Vcpu<K> {
                 timers: Timers::default(),
                 timer_lines: [false; 2],
                 pmu_line: false,
+                events: View::default(),
                 waiting: false,
                 maybe_off: false,
             }),

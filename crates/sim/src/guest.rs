@@ -141,7 +141,7 @@ impl Guest {
     pub fn take_interrupt(&self) -> u64 {
         loop {
             let intid = self.expect(Op::Acknowledge)[0];
-            if intid < 1020 {
+            if !(1020..8192).contains(&intid) {
                 self.expect(Op::EndOfInterrupt { intid });
                 return intid;
             }

@@ -337,8 +337,11 @@ impl Platform for RealmWorld {
                 || (running.pending.is_none() && running.pc == ctx.pc())
                 || ctx.pc() == ctx.get(word::VBAR_EL1).wrapping_add(0x200)
         });
-        let mut running =
-            resumed.unwrap_or_else(|| Running::start(self.script_at(ctx), ctx.pc(), ctx.gpr(0)));
+        let mut running = resumed.unwrap_or_else(|| {
+            // Scripts begin with interrupts of both groups enabled at the CPU interface, and none masked.
+            ctx.set(word::ICH_VMCR, 0xF8 << 24 | 0b11);
+            Running::start(self.script_at(ctx), ctx.pc(), ctx.gpr(0))
+        });
         let exit = self.run_script(cpu, ctx, &mut running);
         ctx.set(word::PLATFORM, self.machine.put_running(id, running));
         exit

@@ -234,6 +234,11 @@ impl<R: RawMutex, M: RawMutex> Its<R, M> {
         self.table.lock().base.is_some_and(|base| address == base + TRANSLATER)
     }
 
+    /// Whether the guest has switched it on.
+    pub fn is_enabled(&self) -> bool {
+        self.table.lock().enabled
+    }
+
     /// A message of a device. `None` if the guest has not asked for it: it is dropped. Any context.
     pub fn signal(&self, gic: &Vgic<R>, device: u32, event: u32) -> Option<VcpuSet> {
         let table = self.table.lock();

@@ -174,6 +174,16 @@ impl<R: RawMutex> Vgic<R> {
         Some(kick)
     }
 
+    /// Makes a shared peripheral interrupt pending once, whatever its trigger. `None` if there is no such interrupt.
+    pub fn pulse_spi(&self, intid: u32) -> Option<VcpuSet> {
+        let mut kick = VcpuSet::EMPTY;
+        let intid = usize::try_from(intid).ok()?;
+        let mut dist = self.state.get()?.dist.lock();
+        dist.spi(intid)?;
+        dist.change(intid, &mut kick, irq::Irq::set_latch);
+        Some(kick)
+    }
+
     /// Drives the line of a private peripheral interrupt of `vcpu`, `intid` in 16..32. `None` if there is no
     /// such interrupt.
     pub fn set_ppi(&self, vcpu: usize, intid: u32, level: bool) -> Option<VcpuSet> {
