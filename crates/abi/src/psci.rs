@@ -28,6 +28,9 @@ pub mod fid {
     pub const SYSTEM_RESET2_64: u64 = 0xC400_0012;
 }
 
+/// `SYSTEM_RESET2`: the architecture's one type.
+pub const SYSTEM_WARM_RESET: u64 = 0;
+
 /// `AFFINITY_INFO`: the CPU is on.
 pub const AFFINITY_ON: i64 = 0;
 /// `AFFINITY_INFO`: the CPU is off.

@@ -106,6 +106,8 @@ impl BootStatus {
 /// `ATTEST_GET_REALM_KEY`: the curve P-384, the only one.
 pub const CURVE_P384: u64 = 0;
 
+/// Manifest version 0.3: up to the consoles.
+pub const MANIFEST_VERSION_0_3: u32 = 3;
 /// Manifest version 0.5.
 pub const MANIFEST_VERSION_0_5: u32 = 5;
 

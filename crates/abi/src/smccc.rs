@@ -12,10 +12,22 @@ pub const VERSION: u64 = 0x8000_0000;
 pub const ARCH_FEATURES: u64 = 0x8000_0001;
 /// `SMCCC_ARCH_SOC_ID`.
 pub const ARCH_SOC_ID: u64 = 0x8000_0002;
+/// `SMCCC_ARCH_SOC_ID`, 64-bit.
+pub const ARCH_SOC_ID_64: u64 = 0xC000_0002;
 /// `SMCCC_ARCH_FEATURE_AVAILABILITY`.
 pub const ARCH_FEATURE_AVAILABILITY: u64 = 0xC000_0003;
 
-/// SMCCC 1.5, as [`VERSION`] answers it.
+/// Last identifier of the architecture's 32-bit calls, of which [`VERSION`] is the first.
+pub const LAST_ARCH_32: u64 = 0x8000_FFFF;
+/// First identifier of the architecture's 64-bit calls.
+pub const FIRST_ARCH_64: u64 = 0xC000_0000;
+/// Last identifier of the architecture's 64-bit calls.
+pub const LAST_ARCH_64: u64 = 0xC000_FFFF;
+
+/// Returned by an architecture call whose argument means nothing.
+pub const INVALID_PARAMETER: u64 = (-3_i64) as u64;
+
+/// SMCCC 1.5, as [`VERSION`] answers the host.
 pub const VERSION_1_5: u64 = 0x0001_0005;
 /// SMCCC 1.2, as the RMM answers a Realm.
 pub const VERSION_1_2: u64 = 0x0001_0002;
@@ -44,4 +56,22 @@ pub const fn standard_fast64(fid: u64) -> Option<u16> {
     } else {
         None
     }
+}
+
+/// True random number generator, version 1.0 (Arm DEN0098).
+pub mod trng {
+    #![allow(missing_docs)]
+    pub const VERSION: u64 = 0x8400_0050;
+    pub const FEATURES: u64 = 0x8400_0051;
+    pub const GET_UUID: u64 = 0x8400_0052;
+    pub const RND_32: u64 = 0x8400_0053;
+    pub const RND_64: u64 = 0xC400_0053;
+    /// Version 1.0.
+    pub const VERSION_1_0: u64 = 0x1_0000;
+    /// Bits of one `RND_32` at most.
+    pub const MAX_BITS_32: u64 = 96;
+    /// Bits of one `RND_64` at most.
+    pub const MAX_BITS_64: u64 = 192;
+    pub const INVALID_PARAMETERS: u64 = (-2_i64) as u64;
+    pub const NO_ENTROPY: u64 = (-3_i64) as u64;
 }

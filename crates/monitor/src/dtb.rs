@@ -24,6 +24,9 @@ pub struct Dtb<'a> {
     bytes: &'a mut [u8],
 }
 
+/// Memory ranges that are looked at; QEMU makes at most one per NUMA node, of which there are at most this many.
+const MAX_RANGES: usize = 128;
+
 const MAGIC: u32 = 0xD00D_FEED;
 const TOTAL_SIZE: usize = 4;
 const OFF_STRUCT: usize = 8;
@@ -72,23 +75,41 @@ impl<'a> Dtb<'a> {
         Ok(dtb)
     }
 
-    /// The ranges of all memory nodes, as many as fit; returns how many there are.
+    /// The memory that the memory nodes describe, ascending, what touches put together: a machine with several
+    /// nodes (NUMA) is one range as a rule. Returns how many there are.
     pub fn memory(&self, out: &mut [Bank; MAX_BANKS]) -> Result<usize, DtbError> {
-        let mut count = 0;
+        let mut ranges = [Bank::default(); MAX_RANGES];
+        let mut found = 0;
         let root = self.root()?;
         self.children(root, |dtb, name, node| {
             if name_matches(name, b"memory") && dtb.property(node, b"device_type") == Some(b"memory\0") {
                 for range in dtb.property(node, b"reg").unwrap_or_default().chunks_exact(16) {
                     let (base, size) = (be64(range), be64(range.get(8..).unwrap_or_default()));
-                    if let (true, Some(slot)) = (size != 0, out.get_mut(count)) {
+                    if let (true, Some(slot)) = (size != 0, ranges.get_mut(found)) {
                         *slot = Bank { base, size };
-                        count += 1;
+                        found += 1;
                     }
                 }
             }
             true
         })?;
-        out.get_mut(..count).unwrap_or_default().sort_unstable_by_key(|b| b.base);
+        let ranges = ranges.get_mut(..found).unwrap_or_default();
+        ranges.sort_unstable_by_key(|bank| bank.base);
+        let mut count = 0;
+        for range in ranges {
+            let end = range.base.saturating_add(range.size);
+            match count.checked_sub(1).and_then(|last| out.get_mut(last)) {
+                Some(last) if range.base <= last.base.saturating_add(last.size) => {
+                    last.size = last.size.max(end - last.base);
+                }
+                _ => {
+                    if let Some(slot) = out.get_mut(count) {
+                        *slot = *range;
+                        count += 1;
+                    }
+                }
+            }
+        }
         Ok(count)
     }
 

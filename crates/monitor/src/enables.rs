@@ -18,6 +18,7 @@ pub struct IdRegs {
     pub mmfr3: u64,
     pub mmfr4: u64,
     pub dfr0: u64,
+    pub isar0: u64,
     pub isar1: u64,
     pub isar2: u64,
     /// ID_AA64SMFR0_EL1; only read where there is SME.
@@ -64,12 +65,21 @@ pub mod feature {
     pub const GCS: u64 = 1 << 17;
     /// All of the first nine and none of the rare ones: one test instead of ten in the world switch.
     pub const USUAL: u64 = 1 << 18;
+    /// At least one of the following two.
+    pub const OTHER: u64 = 1 << 19;
     /// ACTLR_EL2, AFSR0_EL2, AFSR1_EL2, AMAIR_EL2, HACR_EL2: set by the image if any of them holds a value.
-    pub const IMPLEMENTATION_DEFINED: u64 = 1 << 19;
+    pub const IMPLEMENTATION_DEFINED: u64 = 1 << 20;
+    /// ICC_SRE_EL2, ICH_HCR_EL2, ICH_VMCR_EL2: EL3's in family 0.x of the RMM-EL3 interface.
+    pub const GIC: u64 = 1 << 21;
 }
 
 const fn field(reg: u64, lsb: u32) -> u64 {
     reg >> lsb & 0xF
+}
+
+/// The bits whose condition holds.
+fn bits(list: &[(bool, u32)]) -> u64 {
+    list.iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | 1 << bit)
 }
 
 impl IdRegs {
@@ -117,11 +127,11 @@ impl IdRegs {
             (field(self.mmfr2, 24) >= 2, f::NV2),
             (field(self.pfr0, 4) >= 2, f::AARCH32),
         ];
-        let bits =
-            |list: &[(bool, u64)]| list.iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | bit);
-        let rare = bits(&rare);
+        let masks =
+            |list: &[(bool, u64)]| list.iter().filter(|(on, _)| *on).fold(0, |all, (_, mask)| all | mask);
+        let rare = masks(&rare);
         let all_usual = usual.iter().all(|(on, _)| *on);
-        bits(&usual)
+        masks(&usual)
             | rare
             | if rare != 0 {
                 f::RARE
@@ -132,22 +142,30 @@ impl IdRegs {
             }
     }
 
-    /// SCR_EL3 while `world` runs.
-    pub fn scr_el3(&self, world: World) -> u64 {
+    /// Whether the CPU has RNDR.
+    pub fn rndr(&self) -> bool {
+        field(self.isar0, 60) >= 1
+    }
+
+    /// Whether the CPU has memory encryption contexts.
+    pub fn mec(&self) -> bool {
+        field(self.mmfr3, 28) >= 1
+    }
+
+    /// Enables for the Normal world and for both worlds. What has EL2 registers is for both only if the world
+    /// switch moves them; what only the host may use needs no switch, its registers stay where they are.
+    fn scr_features(&self, world: World) -> u64 {
         let normal = world == World::NonSecure;
-        let bits = [
-            (true, 0),                                  // NS: set in both worlds
-            (true, 4),                                  // RES1
-            (true, 5),                                  // RES1
-            (true, 8),                                  // HCE
-            (true, 9),                                  // SIF
-            (true, 10),                                 // RW
+        bits(&[
             (self.pauth(), 16),                         // APK
             (self.pauth(), 17),                         // API
             (field(self.pfr0, 56) >= 2, 25),            // EnSCXT
             (normal && self.mte2(), 26),                // ATA
             (self.fgt() >= 1, 27),                      // FGTEn
             (field(self.mmfr0, 60) >= 2, 28),           // ECVEn
+            (normal && field(self.pfr0, 44) >= 2, 35),  // AMVOFFEN
+            (normal && field(self.isar1, 60) >= 3, 36), // EnAS0
+            (normal && field(self.isar1, 60) >= 3, 37), // ADEn
             (field(self.mmfr1, 40) >= 1, 38),           // HXEn
             (field(self.pfr1, 44) >= 1, 39),            // GCSEn
             (self.sme() >= 1, 41),                      // EnTP2
@@ -156,24 +174,91 @@ impl IdRegs {
             (field(self.mmfr3, 4) >= 1, 44),            // SCTLR2En
             (self.permission_indirection(), 45),        // PIEn
             (normal && field(self.mmfr3, 24) >= 1, 46), // AIEn
-            (field(self.mmfr3, 32) >= 1, 47),           // D128En
-            (field(self.mmfr3, 28) >= 1, 49),           // MECEn
+            (self.mec(), 49),                           // MECEn
             (normal && field(self.pfr2, 32) >= 1, 50),  // EnFPM
+            (normal && field(self.pfr1, 60) >= 1, 53),  // PFAREn
+            (normal && field(self.mmfr4, 32) >= 1, 54), // SRMASKEn
             (self.fgt() >= 2, 59),                      // FGTEn2
-            (!normal, 62),                              // NSE
-        ];
-        bits.iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | 1 << bit)
+            (normal && field(self.mmfr1, 0) >= 4, 60),  // HDBSSEn
+            (normal && field(self.mmfr4, 12) >= 1, 61), // HACDBSEn
+        ])
+    }
+
+    /// SCR_EL3 while `world` runs. D128En (47) stays clear: the world switch moves 64 bits of a register.
+    pub fn scr_el3(&self, world: World) -> u64 {
+        self.scr_features(world)
+            | bits(&[
+                (true, 0),                          // NS: set in both worlds
+                (true, 4),                          // RES1
+                (true, 5),                          // RES1
+                (true, 8),                          // HCE
+                (true, 9),                          // SIF
+                (true, 10),                         // RW
+                (world != World::NonSecure, 62),    // NSE
+            ])
+    }
+
+    /// What SMCCC_ARCH_FEATURE_AVAILABILITY says of a register, named by its encoding: a set bit is a feature that
+    /// `world` can use. Bits that trap are turned round. `None` for registers that it says nothing of.
+    pub fn availability(&self, register: u64, world: World) -> Option<u64> {
+        const SCR_EL3: u64 = 0x1E_1100;
+        const CPTR_EL3: u64 = 0x1E_1140;
+        const MDCR_EL3: u64 = 0x1E_1320;
+        const API: u64 = 1 << 17;
+        match register {
+            // API goes with APK. RAS error records are never trapped, random numbers neither.
+            SCR_EL3 => Some(
+                self.scr_features(world) & !API
+                    | bits(&[(field(self.pfr0, 28) >= 1, 15), (self.rndr(), 40)]),
+            ),
+            // TFP: vectors are always there.
+            CPTR_EL3 => Some(bits(&[
+                (self.sve(), 8),
+                (true, 10),
+                (self.sme() >= 1, 12),
+                (field(self.dfr0, 4) != 0, 20),
+                (field(self.pfr0, 44) != 0, 30),
+            ])),
+            // TPM, EnPM2, TDA, TDOSA, NSPB, TTRF, NSTB, TDCC, SBRBE, EBWE. Profiling and trace are the host's.
+            MDCR_EL3 => {
+                let normal = world == World::NonSecure;
+                Some(bits(&[
+                    (self.pmu() >= 1, 6),
+                    (self.pmu() >= 9, 7),
+                    (true, 9),
+                    (true, 10),
+                    (normal && field(self.dfr0, 32) >= 1, 12),
+                    (field(self.dfr0, 40) >= 1, 19),
+                    (normal && field(self.dfr0, 44) >= 1, 24),
+                    (self.fgt() >= 1, 27),
+                    (normal && field(self.dfr0, 52) >= 1, 32),
+                    (self.debug_8_9(), 43),
+                ]))
+            }
+            _ => None,
+        }
+    }
+
+    /// The PMU's version; zero for none, and for one that is not Arm's.
+    fn pmu(&self) -> u64 {
+        match field(self.dfr0, 8) {
+            0xF => 0,
+            version => version,
+        }
+    }
+
+    fn debug_8_9(&self) -> bool {
+        field(self.dfr0, 0) >= 0xB
     }
 
     /// CPTR_EL3, the same for both worlds: nothing is trapped that exists.
     pub fn cptr_el3(&self) -> u64 {
-        let bits = [
+        bits(&[
             (self.sve(), 8),                 // EZ
             (self.sme() >= 1, 12),           // ESM
             (field(self.dfr0, 4) == 0, 20),  // TTA: no trace unit
             (field(self.pfr0, 44) == 0, 30), // TAM: no activity monitors
-        ];
-        bits.iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | 1 << bit)
+        ])
     }
 
     /// MDCR_EL3, the same for both worlds: the host has debug and PMU, nothing counts at EL3.
@@ -182,16 +267,16 @@ impl IdRegs {
         const SDD: u64 = 1 << 16;
         const SCCD: u64 = 1 << 23;
         const MCCD: u64 = 1 << 34;
-        let pmu = field(self.dfr0, 8);
-        let real = pmu != 0xF;
+        let pmu = self.pmu();
         let mut value = SPD32_DISABLED | SDD;
         for (on, bits) in [
-            (real && pmu >= 6, SCCD),                // PMUv3p5
-            (real && pmu >= 7, MCCD),                // PMUv3p7
-            (real && pmu >= 9, 1 << 7),              // EnPM2
+            (pmu >= 6, SCCD),                // PMUv3p5
+            (pmu >= 7, MCCD),                // PMUv3p7
+            (pmu >= 9, 1 << 7),              // EnPM2
             (field(self.dfr0, 32) >= 1, 0b11 << 12), // NSPB: profiling buffer for the host
             (field(self.dfr0, 44) >= 1, 0b11 << 24), // NSTB: trace buffer for the host
             (field(self.dfr0, 52) >= 1, 0b01 << 32), // SBRBE
+            (self.debug_8_9(), 1 << 43),             // EBWE
         ] {
             if on {
                 value |= bits;

@@ -1,13 +1,17 @@
 //! Granule protection tables: construction and transitions.
 //!
 //! A granule's state is a nibble of a 64-bit descriptor that it shares with 15 neighbours, so a transition is
-//! one compare-and-exchange; CPUs that change neighbours only retry, there is no lock. The tables start with
-//! 2 MiB contiguous descriptors where a block is uniform. The first transition in such a block rewrites its 32
-//! descriptors as granules, each by compare-and-exchange from the contiguous value: whoever else does the same
-//! writes the same, and nobody's later transition can be undone. 2 MiB is the largest block built, because it
-//! bounds that work; larger ones would not survive the host's first use of a gigabyte anyway.
+//! one compare-and-exchange; CPUs that change neighbours only retry.
+//!
+//! The tables start with the largest contiguous descriptors that fit (512, 32 or 2 MiB). All descriptors of a
+//! contiguous block must say the same, because a CPU may cache any one of them for the whole block. So the first
+//! transition in a block divides it: under a lock, all of its descriptors are rewritten with smaller sizes and the
+//! same protection, and what CPUs have cached of the block is invalidated. Another CPU's transition that finds a
+//! descriptor which was rewritten already waits until that is done: before, a third CPU might still cache the old
+//! block, and with it the old protection of the granule. Blocks are never put together again.
 
 use crate::platform::{GRANULE_SIZE, Pas, Platform};
+use crate::sync::{AtomicBool, Ordering, relax};
 
 /// Granule protection information: who may access a granule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +131,8 @@ pub enum TransitionError {
 const GRANULE_BITS: u32 = 12;
 /// One level 1 descriptor covers 16 granules.
 const ENTRY_BITS: u32 = GRANULE_BITS + 4;
-const BLOCK_BITS: u32 = 21;
+/// Sizes of contiguous blocks; the code in a descriptor is the index and one.
+const BLOCK_BITS: [u32; 3] = [21, 25, 29];
 const TABLE: u64 = 3;
 const BLOCK: u64 = 1;
 const CONTIGUOUS: u64 = 1;
@@ -138,16 +143,31 @@ fn contiguous(gpi: Gpi, code: u64) -> u64 {
     CONTIGUOUS | gpi.bits() << 4 | code << 8
 }
 
+/// log2 of the size of a contiguous descriptor's block.
+fn block_bits(descriptor: u64) -> u32 {
+    match descriptor >> 8 & 3 {
+        3 => BLOCK_BITS[2],
+        2 => BLOCK_BITS[1],
+        _ => BLOCK_BITS[0],
+    }
+}
+
 /// The machine's granule protection tables.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Gpt {
     geometry: Geometry,
+    /// First address of a level 0 entry that got no level 1 table although a region lies there.
+    limit: u64,
+    /// End of the memory for level 1 tables that is in use.
+    l1_end: u64,
+    /// A contiguous block is being divided.
+    dividing: AtomicBool,
 }
 
 impl Gpt {
     /// Writes the tables. What no region mentions is open to everybody; where regions overlap, the later one
-    /// counts. Only level 0 entries that a region touches get a level 1 table, and only granules under such a
-    /// table can change their state.
+    /// counts. Level 0 entries that a region touches get a level 1 table, in ascending order, as long as there is
+    /// memory for tables; granules without one cannot change their state, see [`Gpt::limit`].
     pub fn build(
         platform: &impl Platform,
         geometry: Geometry,
@@ -159,23 +179,34 @@ impl Gpt {
         if geometry.l0 % l0_size != 0 || geometry.l1_pool % l1_size != 0 || regions.iter().any(misaligned) {
             return Err(BuildError::Misaligned);
         }
-        let mut next = geometry.l1_pool;
+        let pool_end = geometry.l1_pool + geometry.l1_pool_size;
+        let (mut next, mut limit) = (geometry.l1_pool, u64::MAX);
         for index in 0..geometry.l0_entries() {
             let base = index << geometry.l0_bits;
             let size = 1 << geometry.l0_bits;
-            let descriptor = if regions.iter().any(|r| r.intersects(base, size)) {
-                if next + l1_size > geometry.l1_pool + geometry.l1_pool_size {
-                    return Err(BuildError::NoRoom);
-                }
+            let descriptor = if !regions.iter().any(|r| r.intersects(base, size)) {
+                BLOCK | Gpi::Any.bits() << 4
+            } else if next + l1_size <= pool_end {
                 fill_l1(platform, next, base, size, regions);
                 next += l1_size;
                 (next - l1_size) | TABLE
             } else {
-                BLOCK | Gpi::Any.bits() << 4
+                limit = limit.min(base);
+                BLOCK | gpi_of(regions, base, size).ok_or(BuildError::NoRoom)?.bits() << 4
             };
             platform.gpt_store(geometry.l0 + index * 8, descriptor);
         }
-        Ok(Self { geometry })
+        Ok(Self { geometry, limit, l1_end: next, dividing: AtomicBool::new(false) })
+    }
+
+    /// Granules at and above this address can never be delegated: there was no memory for their tables.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// End of the memory that level 1 tables use.
+    pub fn l1_end(&self) -> u64 {
+        self.l1_end
     }
 
     /// The tables' place and shape.
@@ -229,6 +260,63 @@ impl Gpt {
         Ok(())
     }
 
+    /// Takes all Realm memory for Root, for good, so that no CPU can use it any more; then calls `scrub` with each
+    /// piece of Root memory. Before the machine is reset: its memory keeps what is in it.
+    ///
+    /// Other CPUs may be at it all the time. What they delegate behind this function's back holds nothing but the
+    /// host's data, because the RMM, which would use it, is gone with its own memory.
+    pub fn seize_realm(&self, platform: &impl Platform, mut scrub: impl FnMut(u64, u64)) {
+        self.each_entry(platform, |entry, _, mut old| {
+            loop {
+                let new = root_for_realm(old);
+                if new == old {
+                    return;
+                }
+                match platform.gpt_compare_exchange(entry, old, new) {
+                    Ok(()) => return,
+                    Err(now) => old = now,
+                }
+            }
+        });
+        for index in 0..self.geometry.l0_entries() {
+            platform.gpt_invalidate(index << self.geometry.l0_bits, 30);
+        }
+        self.each_entry(platform, |_, base, descriptor| {
+            if descriptor & TYPE_MASK == CONTIGUOUS {
+                if descriptor >> 4 & 0xF == Gpi::Root.bits() {
+                    scrub(base, 1 << ENTRY_BITS);
+                }
+                return;
+            }
+            for n in 0..16 {
+                if descriptor >> (n * 4) & 0xF == Gpi::Root.bits() {
+                    scrub(base + n * GRANULE_SIZE, GRANULE_SIZE);
+                }
+            }
+        });
+    }
+
+    /// Calls `visit` with the place, the first address and the value of each level 1 descriptor, but with only one
+    /// of those of a contiguous Non-secure block.
+    fn each_entry(&self, platform: &impl Platform, mut visit: impl FnMut(u64, u64, u64)) {
+        for index in 0..self.geometry.l0_entries() {
+            let l0 = platform.gpt_load(self.geometry.l0 + index * 8);
+            if l0 & TYPE_MASK != TABLE {
+                continue;
+            }
+            let end = (index + 1) << self.geometry.l0_bits;
+            let mut base = index << self.geometry.l0_bits;
+            while base < end {
+                let entry = self.l1_entry(l0, base);
+                let descriptor = platform.gpt_load(entry);
+                visit(entry, base, descriptor);
+                let skip = descriptor & TYPE_MASK == CONTIGUOUS
+                    && descriptor >> 4 & 0xF == Gpi::NonSecure.bits();
+                base += 1 << if skip { block_bits(descriptor) } else { ENTRY_BITS };
+            }
+        }
+    }
+
     fn l0_entry(&self, pa: u64) -> u64 {
         self.geometry.l0 + (pa >> self.geometry.l0_bits) * 8
     }
@@ -264,12 +352,16 @@ impl Gpt {
                 if descriptor >> 4 & 0xF != from.bits() {
                     return Err(TransitionError::BadPas);
                 }
-                self.shatter(platform, entry, pa, descriptor, from);
+                self.divide(platform, entry, pa, from);
                 descriptor = platform.gpt_load(entry);
                 continue;
             }
             if descriptor >> shift & 0xF != from.bits() {
                 return Err(TransitionError::BadPas);
+            }
+            // Whoever wrote this descriptor may not be done with the block around it.
+            while self.dividing.load(Ordering::Acquire) {
+                relax();
             }
             before();
             let new = descriptor & !(0xF << shift) | to.bits() << shift;
@@ -280,22 +372,53 @@ impl Gpt {
         }
     }
 
-    /// Turns the contiguous block around `pa` into granules of the same state.
+    /// Divides the contiguous block around `pa`: the 2 MiB around it into granules, what remains into the largest
+    /// blocks. Protection does not change.
     #[cold]
-    fn shatter(&self, platform: &impl Platform, entry: u64, pa: u64, descriptor: u64, gpi: Gpi) {
-        let bits = match descriptor >> 8 & 3 {
-            2 => 25,
-            3 => 29,
-            _ => BLOCK_BITS,
-        };
-        let bytes = (1_u64 << (bits - ENTRY_BITS)) * 8;
-        let first = entry & !(bytes - 1);
-        for at in (first..first + bytes).step_by(8) {
-            // Failure means that another CPU has rewritten this one already.
-            let _ = platform.gpt_compare_exchange(at, descriptor, gpi.granules());
+    fn divide(&self, platform: &impl Platform, entry: u64, pa: u64, gpi: Gpi) {
+        while self
+            .dividing
+            .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            relax();
         }
-        platform.gpt_invalidate(pa & !((1 << bits) - 1), bits);
+        let descriptor = platform.gpt_load(entry);
+        // Another CPU may have done it meanwhile.
+        if descriptor & TYPE_MASK == CONTIGUOUS {
+            let bits = block_bits(descriptor);
+            let base = pa & !((1 << bits) - 1);
+            let first = entry - ((pa - base) >> ENTRY_BITS) * 8;
+            for i in 0..1_u64 << (bits - ENTRY_BITS) {
+                let at = base + (i << ENTRY_BITS);
+                let smaller = if at >> BLOCK_BITS[0] == pa >> BLOCK_BITS[0] {
+                    gpi.granules()
+                } else if at >> BLOCK_BITS[1] == pa >> BLOCK_BITS[1] {
+                    contiguous(gpi, 1)
+                } else {
+                    contiguous(gpi, 2)
+                };
+                platform.gpt_store(first + i * 8, smaller);
+            }
+            platform.gpt_invalidate(base, bits);
+        }
+        self.dividing.store(false, Ordering::Release);
     }
+}
+
+/// The descriptor with Root in Realm's place.
+fn root_for_realm(descriptor: u64) -> u64 {
+    let (realm, root) = (Gpi::Realm.bits(), Gpi::Root.bits());
+    if descriptor & TYPE_MASK == CONTIGUOUS {
+        return if descriptor >> 4 & 0xF == realm {
+            contiguous(Gpi::Root, descriptor >> 8 & 3)
+        } else {
+            descriptor
+        };
+    }
+    (0..64).step_by(4).fold(descriptor, |all, shift| {
+        if all >> shift & 0xF == realm { all & !(0xF << shift) | root << shift } else { all }
+    })
 }
 
 fn nibble_shift(pa: u64) -> u64 {
@@ -314,25 +437,30 @@ fn gpi_of(regions: &[Region], base: u64, size: u64) -> Option<Gpi> {
     gpi
 }
 
+/// Fills a level 1 table with the largest blocks that are uniform.
 fn fill_l1(platform: &impl Platform, table: u64, base: u64, size: u64, regions: &[Region]) {
-    let per_block = 1_u64 << (BLOCK_BITS - ENTRY_BITS);
-    for block in 0..size >> BLOCK_BITS {
-        let block_base = base + (block << BLOCK_BITS);
-        let uniform = gpi_of(regions, block_base, 1 << BLOCK_BITS);
-        for i in 0..per_block {
-            let descriptor = match uniform {
-                Some(gpi) => contiguous(gpi, 1),
-                None => {
-                    let entry_base = block_base + (i << ENTRY_BITS);
-                    (0..16).fold(0, |all, n| {
-                        let granule = entry_base + n * GRANULE_SIZE;
-                        // A granule is never divided: regions are granule aligned.
-                        let gpi = gpi_of(regions, granule, GRANULE_SIZE).unwrap_or(Gpi::NoAccess);
-                        all | gpi.bits() << (n * 4)
-                    })
-                }
-            };
-            platform.gpt_store(table + (block * per_block + i) * 8, descriptor);
+    let mut at = base;
+    while at < base + size {
+        let left = base + size - at;
+        let block = (0..3_u64).zip(BLOCK_BITS).rev().find_map(|(code, bits)| {
+            let block = 1 << bits;
+            if at % block != 0 || block > left {
+                return None;
+            }
+            gpi_of(regions, at, block).map(|gpi| (contiguous(gpi, code + 1), block))
+        });
+        let (descriptor, length) = block.unwrap_or_else(|| {
+            let granules = (0..16).fold(0, |all, n| {
+                // A granule is never divided: regions are granule aligned.
+                let gpi = gpi_of(regions, at + n * GRANULE_SIZE, GRANULE_SIZE).unwrap_or(Gpi::NoAccess);
+                all | gpi.bits() << (n * 4)
+            });
+            (granules, 1 << ENTRY_BITS)
+        });
+        let first = table + ((at - base) >> ENTRY_BITS) * 8;
+        for i in 0..length >> ENTRY_BITS {
+            platform.gpt_store(first + i * 8, descriptor);
         }
+        at += length;
     }
 }

@@ -6,31 +6,39 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "explore"))]
 extern crate std;
 
 pub mod attest;
 pub mod dtb;
 pub mod enables;
 pub mod gpt;
+pub mod interface;
 pub mod manifest;
 pub mod options;
 pub mod platform;
 pub mod psci;
 mod rmm_el3;
 mod smc;
+mod sync;
+mod trng;
+pub mod undefined;
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "explore")))]
 mod tests;
-
-use core::sync::atomic::AtomicU64;
+#[cfg(all(test, feature = "explore"))]
+mod schedules;
 
 pub use platform::{Action, MAX_CPUS, Pas, Platform, Regs, World};
-pub use rmm_el3::{INTERFACE_VERSION, RmmState};
+pub use interface::Interface;
+pub use rmm_el3::RmmState;
 
+use enables::IdRegs;
 use gpt::Gpt;
 use psci::Psci;
 use rmm_el3::Rmm;
+use sync::AtomicU64;
+use trng::Trng;
 
 /// What the monitor knows about the machine once it has booted.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +55,10 @@ pub struct Config {
     pub measured: attest::Measured,
     /// Whether there is an RMM to boot.
     pub rmm: bool,
+    /// The version of the RMM-EL3 interface that it is offered.
+    pub interface: Interface,
+    /// What the CPUs have.
+    pub id: IdRegs,
 }
 
 /// How a CPU that was released (or the first one, after set-up) goes on.
@@ -64,6 +76,10 @@ pub struct Monitor {
     gpt: Gpt,
     psci: Psci,
     rmm: Rmm,
+    id: IdRegs,
+    /// Whether the CPUs have memory encryption contexts.
+    mec: bool,
+    trng: Trng,
     shared_page: u64,
     carve_out: manifest::Bank,
     measured: attest::Measured,
@@ -79,7 +95,10 @@ impl Monitor {
         Self {
             gpt,
             psci: Psci::new(config.cpus),
-            rmm: Rmm::new(config.rmm),
+            rmm: Rmm::new(config.rmm, config.interface),
+            id: config.id,
+            mec: config.id.mec(),
+            trng: Trng::new(config.id.rndr()),
             shared_page: config.shared_page,
             carve_out: config.carve_out,
             measured: config.measured,

@@ -1,10 +1,11 @@
-//! The boot manifest (version 0.5) that tells the RMM what the machine has.
+//! The boot manifest that tells the RMM what the machine has.
 
 use core::mem::offset_of;
 
 use cca_abi::IntoBytes;
 use cca_abi::rmm_el3::{
-    MANIFEST_VERSION_0_5, Manifest, ManifestList, ROOT_COMPLEX_VERSION_0_1, RootComplexList,
+    MANIFEST_SIZE_0_3, MANIFEST_VERSION_0_5, Manifest, ManifestList, ROOT_COMPLEX_VERSION_0_1,
+    RootComplexList,
 };
 
 use crate::platform::GRANULE_SIZE;
@@ -12,7 +13,7 @@ use crate::platform::GRANULE_SIZE;
 pub use cca_abi::rmm_el3::{CONSOLE_PL011, ConsoleInfo, MemoryBank as Bank};
 
 /// At most this many banks of DRAM.
-pub const MAX_BANKS: usize = 4;
+pub const MAX_BANKS: usize = 8;
 
 /// A manifest and what its lists point to, as it lies at the start of the shared page.
 #[derive(Clone, Debug)]
@@ -24,27 +25,30 @@ pub struct ManifestPage {
 }
 
 impl ManifestPage {
-    /// Lays the manifest out for a page at `page`. Banks must be ascending and disjoint; those past
+    /// Lays the manifest of a `version` out for a page at `page`. Banks must be ascending and disjoint; those past
     /// [`MAX_BANKS`] are left out.
-    pub fn new(page: u64, banks: &[Bank], console: ConsoleInfo) -> Self {
+    pub fn new(version: u32, page: u64, banks: &[Bank], console: ConsoleInfo) -> Self {
         let mut copied = [Bank::default(); MAX_BANKS];
         let count = copied.iter_mut().zip(banks).map(|(to, from)| *to = *from).count();
         let listed = copied.get(..count).unwrap_or_default();
+        let root_complexes = if version < MANIFEST_VERSION_0_5 { 0 } else { ROOT_COMPLEX_VERSION_0_1 };
         let manifest = Manifest {
-            version: MANIFEST_VERSION_0_5,
+            version,
             dram: list(page, offset_of!(Self, banks), count, listed.as_bytes()),
             consoles: list(page, offset_of!(Self, console), 1, console.as_bytes()),
             // An empty list needs no pointer and its sum is zero; this one has a version of its own.
-            root_complexes: RootComplexList { version: ROOT_COMPLEX_VERSION_0_1, ..Default::default() },
+            root_complexes: RootComplexList { version: root_complexes, ..Default::default() },
             ..Default::default()
         };
         Self { manifest, console, banks: copied }
     }
 
-    /// The pieces, each with its offset in the page.
+    /// The pieces, each with its offset in the page. What they leave is zero.
     pub fn pieces(&self) -> [(usize, &[u8]); 3] {
+        let manifest = self.manifest.as_bytes();
+        let size = if self.manifest.version < MANIFEST_VERSION_0_5 { MANIFEST_SIZE_0_3 } else { manifest.len() };
         [
-            (offset_of!(Self, manifest), self.manifest.as_bytes()),
+            (offset_of!(Self, manifest), manifest.get(..size).unwrap_or_default()),
             (offset_of!(Self, console), self.console.as_bytes()),
             (offset_of!(Self, banks), self.banks.as_bytes()),
         ]
@@ -62,17 +66,18 @@ fn list(page: u64, offset: usize, num: usize, items: &[u8]) -> ManifestList {
 
 const _: () = assert!(size_of::<ManifestPage>() as u64 <= GRANULE_SIZE);
 
-/// The banks without `carve_out`, and without what lies below it in the same bank: the device tree's megabyte,
-/// which the host keeps for itself. So one bank stays one bank.
-pub fn delegable(banks: &[Bank], carve_out: Bank, out: &mut [Bank; MAX_BANKS]) -> usize {
+/// What the RMM may be given of the banks: without the carve-out, and below `limit`.
+pub fn delegable(banks: &[Bank], carve_out: Bank, limit: u64, out: &mut [Bank; MAX_BANKS]) -> usize {
     let mut count = 0;
     let carve_end = carve_out.base + carve_out.size;
     for bank in banks {
-        let end = bank.base.saturating_add(bank.size);
-        let base = if bank.base < carve_end && carve_out.base < end { carve_end } else { bank.base };
-        if let (true, Some(slot)) = (base < end, out.get_mut(count)) {
-            *slot = Bank { base, size: end - base };
-            count += 1;
+        let end = bank.base.saturating_add(bank.size).min(limit);
+        // What lies below the carve-out, and what lies above it.
+        for (from, to) in [(bank.base, end.min(carve_out.base)), (bank.base.max(carve_end), end)] {
+            if let (true, Some(slot)) = (from < to, out.get_mut(count)) {
+                *slot = Bank { base: from, size: to - from };
+                count += 1;
+            }
         }
     }
     count

@@ -47,15 +47,19 @@ pub enum Action {
     ToRealm = 1,
     /// Save the Realm world, resume the Normal world with the caller's x1 to x8 as its x0 to x7.
     ToNormal = 2,
+    /// The same in interface family 0.x: with the caller's x1 to x5 as its x0 to x4.
+    ToNormalFive = 3,
     /// Save the Realm world, enter the Normal world with the registers that its context has: the RMM has
     /// finished booting on this CPU.
-    BootNormal = 3,
+    BootNormal = 4,
+    /// Wait until an interrupt is pending, then resume the caller.
+    Standby = 5,
     /// Take this CPU out of the interrupt controller, call [`crate::Monitor::cpu_is_off`] and park it.
-    CpuOff = 4,
+    CpuOff = 6,
     /// Switch the machine off.
-    SystemOff = 5,
+    SystemOff = 7,
     /// Reset the machine.
-    SystemReset = 6,
+    SystemReset = 8,
 }
 
 /// The machine as the core sees it.
@@ -65,7 +69,8 @@ pub trait Platform {
     /// Reads a 64-bit descriptor of the granule protection tables.
     fn gpt_load(&self, pa: u64) -> u64;
 
-    /// Writes a descriptor; only used while the tables are built.
+    /// Writes a descriptor, ordered like a release operation: while the tables are built, and when a block is
+    /// divided.
     fn gpt_store(&self, pa: u64, descriptor: u64);
 
     /// Replaces a descriptor if it still is `old`; otherwise fails with what is there now.
@@ -89,6 +94,9 @@ pub trait Platform {
 
     /// Lets a parked CPU go; it calls [`crate::Monitor::start_cpu`].
     fn release_cpu(&self, cpu: usize);
+
+    /// 64 fresh bits of the CPU's entropy source; `None` if it has none or could not deliver.
+    fn random(&self) -> Option<u64>;
 
     /// Prints one line on the monitor's console; the platform adds `EL3: ` and the line's end.
     fn print(&self, line: fmt::Arguments<'_>);

@@ -4,11 +4,10 @@
 //! write its entry; the target itself moves to `On` when the RMM has booted on it, right before it enters the
 //! Normal world.
 
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-
 use cca_abi::psci::{AFFINITY_OFF, AFFINITY_ON, AFFINITY_ON_PENDING, Code};
 
 use crate::platform::MAX_CPUS;
+use crate::sync::{AtomicU8, AtomicU64, Ordering};
 
 /// A CPU's power state, numbered like the results of AFFINITY_INFO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +107,12 @@ impl Psci {
         if let Some(cpu) = self.cpus.get(cpu) {
             cpu.state.store(state as u8, Ordering::Release);
         }
+    }
+
+    /// CPU_SUSPEND's power state: only standby, in the original format, of this CPU alone. State 1 is the shallow
+    /// state's customary number.
+    pub fn is_standby(power_state: u64) -> bool {
+        matches!(power_state, 0 | 1)
     }
 
     /// AFFINITY_INFO.

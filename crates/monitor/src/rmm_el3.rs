@@ -1,18 +1,14 @@
 //! The RMM-EL3 interface: booting the RMM, and the services that it gets from EL3.
 
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-
-use cca_abi::rmm_el3::{BootStatus, CURVE_P384, Status, VERSION_2_0, fid};
+use cca_abi::rmm_el3::{BootStatus, CURVE_P384, Status, fid};
 use cca_abi::smccc;
 
 use crate::Monitor;
 use crate::attest;
 use crate::gpt::TransitionError;
+use crate::interface::Interface;
 use crate::platform::{Action, GRANULE_SIZE, MAX_CPUS, Platform, Regs};
-
-/// The version offered: 2.0. Eight result registers go back to the host, and the RMM, not EL3, keeps the
-/// host's ICC_SRE_EL2, ICH_HCR_EL2 and ICH_VMCR_EL2.
-pub const INTERFACE_VERSION: u64 = VERSION_2_0;
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// Where the RMM stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +36,25 @@ impl From<TransitionError> for Status {
 #[derive(Debug)]
 pub(crate) struct Rmm {
     state: AtomicU8,
+    interface: Interface,
+    /// How a command ends.
+    completion: Action,
     /// What each CPU's RMM left at its last boot, to be handed back at its next one.
     tokens: [AtomicU64; MAX_CPUS],
+    /// Which CPUs are on their way through the RMM's boot.
+    booting: [AtomicBool; MAX_CPUS],
 }
 
 impl Rmm {
-    pub(crate) fn new(present: bool) -> Self {
+    pub(crate) fn new(present: bool, interface: Interface) -> Self {
         let state = if present { RmmState::Booting } else { RmmState::Absent };
-        Self { state: AtomicU8::new(state as u8), tokens: [const { AtomicU64::new(0) }; MAX_CPUS] }
+        Self {
+            state: AtomicU8::new(state as u8),
+            interface,
+            completion: if interface.is_2() { Action::ToNormal } else { Action::ToNormalFive },
+            tokens: core::array::from_fn(|_| AtomicU64::new(0)),
+            booting: core::array::from_fn(|_| AtomicBool::new(false)),
+        }
     }
 
     #[inline]
@@ -65,18 +72,56 @@ impl Rmm {
         self.state.load(Ordering::Acquire) == RmmState::Ready as u8
     }
 
+    #[inline(always)]
+    pub(crate) fn completion(&self) -> Action {
+        self.completion
+    }
+
+    pub(crate) fn interface(&self) -> Interface {
+        self.interface
+    }
+
+    /// The token for a boot; an RMM of family 0.x leaves whatever its register held, and expects zero.
     fn token(&self, cpu: usize) -> u64 {
-        self.tokens.get(cpu).map_or(0, |t| t.load(Ordering::Relaxed))
+        let kept = self.tokens.get(cpu).map_or(0, |t| t.load(Ordering::Relaxed));
+        if self.interface.is_2() { kept } else { 0 }
     }
 
     pub(crate) fn cold_boot(&self, cpu: usize, cpus: usize, shared_page: u64) -> Option<[u64; 8]> {
-        let args = [cpu as u64, INTERFACE_VERSION, cpus as u64, shared_page, self.token(cpu), 0, 0, 0];
-        (self.state() == RmmState::Booting).then_some(args)
+        let version = self.interface.version();
+        let args = [cpu as u64, version, cpus as u64, shared_page, self.token(cpu), 0, 0, 0];
+        self.boot(cpu, self.state() == RmmState::Booting).then_some(args)
     }
 
     pub(crate) fn warm_boot(&self, cpu: usize) -> Option<[u64; 8]> {
         let args = [cpu as u64, self.token(cpu), 0, 0, 0, 0, 0, 0];
-        (self.state() == RmmState::Ready).then_some(args)
+        self.boot(cpu, self.is_ready()).then_some(args)
+    }
+
+    fn boot(&self, cpu: usize, begins: bool) -> bool {
+        if let Some(booting) = self.booting.get(cpu) {
+            booting.store(begins, Ordering::Relaxed);
+        }
+        begins
+    }
+
+    /// Whether the RMM boots on this CPU; from now on it does not any more.
+    fn take_boot(&self, cpu: usize) -> bool {
+        self.booting.get(cpu).is_some_and(|booting| booting.swap(false, Ordering::Relaxed))
+    }
+
+    /// The boot on some CPU is over; whether the RMM became ready by this.
+    fn booted(&self, cpu: usize, success: bool, token: u64) -> bool {
+        if !success {
+            // For good: no other CPU's success may bring it back.
+            self.state.store(RmmState::Dead as u8, Ordering::Release);
+            return false;
+        }
+        if let Some(slot) = self.tokens.get(cpu) {
+            slot.store(token, Ordering::Relaxed);
+        }
+        let (booting, ready) = (RmmState::Booting as u8, RmmState::Ready as u8);
+        self.state.compare_exchange(booting, ready, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -92,17 +137,18 @@ impl Monitor {
         let result = match function {
             fid::GTSI_DELEGATE => self.gpt.delegate(platform, regs[1]).map_err(Status::from),
             fid::GTSI_UNDELEGATE => self.gtsi_undelegate(platform, regs[1]),
-            fid::BOOT_COMPLETE => return self.boot_complete(platform, cpu, regs),
+            fid::BOOT_COMPLETE if self.rmm.take_boot(cpu) => return self.boot_complete(platform, cpu, regs),
             fid::ATTEST_GET_REALM_KEY => self.realm_key(platform, regs),
             fid::ATTEST_GET_PLAT_TOKEN => self.platform_token(platform, regs),
-            fid::EL3_FEATURES => match regs[1] {
+            fid::EL3_FEATURES if self.rmm.interface().since(4) => match regs[1] {
                 0 => {
                     regs[1] = 0;
                     Ok(())
                 }
                 _ => Err(Status::Invalid),
             },
-            fid::RESERVE_MEMORY => self.reserve_memory(regs[1], regs[2]).map(|pa| regs[1] = pa),
+            fid::MEC_REFRESH if self.mec && self.rmm.interface().since(8) => mec_refresh(regs[1]),
+            fid::RESERVE_MEMORY if self.rmm.interface().since(7) => self.reserve_memory(regs[1], regs[2]).map(|pa| regs[1] = pa),
             _ => {
                 regs[0] = smccc::NOT_SUPPORTED;
                 return Action::Resume;
@@ -181,16 +227,10 @@ impl Monitor {
 
     fn boot_complete(&self, platform: &impl Platform, cpu: usize, regs: &Regs) -> Action {
         let status = i64::from_ne_bytes(regs[1].to_ne_bytes());
-        if status == 0 {
-            if let Some(token) = self.rmm.tokens.get(cpu) {
-                token.store(regs[2], Ordering::Relaxed);
-            }
-            if self.rmm.state() == RmmState::Booting {
-                self.rmm.state.store(RmmState::Ready as u8, Ordering::Release);
-                platform.print(format_args!("stage rmm-ready cntpct={}", platform.counter()));
-            }
-        } else {
-            self.rmm.state.store(RmmState::Dead as u8, Ordering::Release);
+        if self.rmm.booted(cpu, status == 0, regs[2]) {
+            platform.print(format_args!("stage rmm-ready cntpct={}", platform.counter()));
+        }
+        if status != 0 {
             platform.print(format_args!(
                 "the RMM refused to boot on CPU {cpu}: {} ({status}); every RMI call returns -1",
                 BootStatus::describe(status)
@@ -217,4 +257,10 @@ impl Monitor {
             Err(_) => Err(Status::NoMemory),
         }
     }
+}
+
+/// RMM_MEC_REFRESH: x1 the MECID in bits 47:32, bit 0 whether it is given up. This machine does not encrypt, so
+/// there is no key to change.
+fn mec_refresh(request: u64) -> Result<(), Status> {
+    if request & 0xFFFF_0000_FFFF_FFFE != 0 { Err(Status::Invalid) } else { Ok(()) }
 }

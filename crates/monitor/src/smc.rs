@@ -6,12 +6,17 @@ use cca_abi::{rmi, rmm_el3, smccc};
 use crate::Monitor;
 use crate::gpt::Gpi;
 use crate::platform::{Action, Platform, Regs, World};
+use crate::psci::Psci;
 
 /// The two ranges of RMI functions; the second one came with RMM 2.0.
 const RMI_FIRST: u64 = smccc::standard_fid(rmi::FIRST_FUNCTION);
 const RMI_LAST: u64 = smccc::standard_fid(rmi::LAST_FUNCTION);
 const RMI2_FIRST: u64 = smccc::standard_fid(rmi::FIRST_FUNCTION_2_0);
 const RMI2_LAST: u64 = smccc::standard_fid(rmi::LAST_FUNCTION_2_0);
+
+/// SOC_ID: JEP106 bank 0, code 0 (software, as MIDR_EL1 says of an emulated CPU), part "KR".
+const SOC_VERSION: u64 = 0x4B52;
+const SOC_REVISION: u64 = 1;
 
 impl Monitor {
     /// Handles an SMC of `cpu` in `world`. `regs` are the caller's; results are written there, registers
@@ -21,9 +26,13 @@ impl Monitor {
             return action;
         }
         let function = smccc::fid(regs[0]);
-        match world {
-            World::NonSecure => self.host_call(platform, cpu, function, regs),
-            World::Realm => self.rmm_call(platform, cpu, function, regs),
+        match (world, function) {
+            (_, smccc::VERSION..=smccc::LAST_ARCH_32 | smccc::FIRST_ARCH_64..=smccc::LAST_ARCH_64) => {
+                self.architecture_call(world, function, regs);
+                Action::Resume
+            }
+            (World::NonSecure, _) => self.host_call(platform, cpu, function, regs),
+            (World::Realm, _) => self.rmm_call(platform, cpu, function, regs),
         }
     }
 
@@ -32,26 +41,59 @@ impl Monitor {
     #[inline(always)]
     pub fn forward(&self, world: World, regs: &mut Regs) -> Option<Action> {
         let function = smccc::fid(regs[0]);
+        let ready = self.rmm.is_ready();
         match (world, function) {
-            (World::NonSecure, RMI_FIRST..=RMI_LAST | RMI2_FIRST..=RMI2_LAST) if self.rmm.is_ready() => {
+            (World::NonSecure, RMI_FIRST..=RMI_LAST) if ready => {
                 regs[0] &= 0xFFFF_FFFF;
                 Some(Action::ToRealm)
             }
-            (World::Realm, rmm_el3::fid::REQ_COMPLETE) => Some(Action::ToNormal),
+            (World::NonSecure, RMI2_FIRST..=RMI2_LAST) if ready && self.rmm.interface().is_2() => {
+                regs[0] &= 0xFFFF_FFFF;
+                Some(Action::ToRealm)
+            }
+            (World::Realm, rmm_el3::fid::REQ_COMPLETE) if ready => Some(self.rmm.completion()),
             _ => None,
         }
+    }
+
+    /// Calls that the architecture defines for everybody.
+    fn architecture_call(&self, world: World, function: u64, regs: &mut Regs) {
+        regs[0] = match (function, low(regs[1])) {
+            // 1.2: x4 to x17 are preserved; 1.3: the SVE hint is understood in every identifier.
+            (smccc::VERSION, _) => smccc::VERSION_1_5,
+            (
+                smccc::ARCH_FEATURES,
+                smccc::VERSION
+                | smccc::ARCH_FEATURES
+                | smccc::ARCH_SOC_ID
+                | smccc::ARCH_FEATURE_AVAILABILITY,
+            ) => 0,
+            // The workarounds among them: these CPUs need none.
+            (smccc::ARCH_FEATURES, _) => smccc::NOT_SUPPORTED,
+            (smccc::ARCH_SOC_ID | smccc::ARCH_SOC_ID_64, 0) => SOC_VERSION,
+            (smccc::ARCH_SOC_ID | smccc::ARCH_SOC_ID_64, 1) => SOC_REVISION,
+            (smccc::ARCH_SOC_ID | smccc::ARCH_SOC_ID_64, _) => smccc::INVALID_PARAMETER,
+            (smccc::ARCH_FEATURE_AVAILABILITY, _) => {
+                let mask = self.id.availability(regs[1], world);
+                regs[1] = mask.unwrap_or(0);
+                if mask.is_some() { 0 } else { smccc::INVALID_PARAMETER }
+            }
+            _ => smccc::NOT_SUPPORTED,
+        };
     }
 
     fn host_call(&self, platform: &impl Platform, cpu: usize, function: u64, regs: &mut Regs) -> Action {
         let result = match function {
             fid::VERSION => Ok(psci::VERSION_1_1),
-            // 1.2: x4 to x17 are preserved. No SVE hint, which 1.3 would let callers set in every identifier.
-            smccc::VERSION => Ok(smccc::VERSION_1_2),
-            smccc::ARCH_FEATURES => match low(regs[1]) {
-                smccc::VERSION | smccc::ARCH_FEATURES => Ok(0),
-                _ => Err(Code::NotSupported),
-            },
             fid::FEATURES => psci_features(low(regs[1])),
+            fid::CPU_SUSPEND_64 | fid::CPU_SUSPEND_32 => {
+                // The power state has 32 bits in both.
+                if Psci::is_standby(low(regs[1])) {
+                    regs[0] = 0;
+                    return Action::Standby;
+                }
+                Err(Code::InvalidParameters)
+            }
             fid::CPU_ON_64 => self.cpu_on(platform, regs[1], regs[2], regs[3]),
             fid::CPU_ON_32 => {
                 let arg = |i: usize| low(regs[i]);
@@ -69,6 +111,18 @@ impl Monitor {
                 platform.print(format_args!("system reset, asked for by CPU {cpu}"));
                 return Action::SystemReset;
             }
+            fid::SYSTEM_RESET2_32 | fid::SYSTEM_RESET2_64 => {
+                // Only the architecture's warm reset, which is the same as the cold one here.
+                if low(regs[1]) == psci::SYSTEM_WARM_RESET {
+                    platform.print(format_args!("system warm reset, asked for by CPU {cpu}"));
+                    return Action::SystemReset;
+                }
+                Err(Code::InvalidParameters)
+            }
+            function if self.trng.has(function) => {
+                self.trng.call(platform, function, regs);
+                return Action::Resume;
+            }
             // Also every RMI call when there is no RMM to take it.
             _ => Err(Code::NotSupported),
         };
@@ -78,8 +132,8 @@ impl Monitor {
     }
 
     fn cpu_on(&self, platform: &impl Platform, mpidr: u64, entry: u64, context: u64) -> Result<u64, Code> {
-        let reachable = matches!(self.gpt.lookup(platform, entry), Some(Gpi::NonSecure | Gpi::Any));
-        if entry % 4 != 0 || !reachable {
+        // Only memory that is the host's by now, whatever it was at boot. Devices are not.
+        if entry % 4 != 0 || self.gpt.lookup(platform, entry) != Some(Gpi::NonSecure) {
             return Err(Code::InvalidAddress);
         }
         let target = self.psci.cpu_on(mpidr, entry, context)?;
@@ -90,9 +144,12 @@ impl Monitor {
 
 fn psci_features(function: u64) -> Result<u64, Code> {
     match function {
+        // CPU_SUSPEND: flags zero, the original format of power states, no OS-initiated mode.
         smccc::VERSION
         | fid::VERSION
         | fid::FEATURES
+        | fid::CPU_SUSPEND_32
+        | fid::CPU_SUSPEND_64
         | fid::CPU_OFF
         | fid::CPU_ON_32
         | fid::CPU_ON_64
@@ -100,7 +157,9 @@ fn psci_features(function: u64) -> Result<u64, Code> {
         | fid::AFFINITY_INFO_64
         | fid::MIGRATE_INFO_TYPE
         | fid::SYSTEM_OFF
-        | fid::SYSTEM_RESET => Ok(0),
+        | fid::SYSTEM_RESET
+        | fid::SYSTEM_RESET2_32
+        | fid::SYSTEM_RESET2_64 => Ok(0),
         _ => Err(Code::NotSupported),
     }
 }

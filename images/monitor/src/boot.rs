@@ -6,7 +6,7 @@ use monitor::enables::{IdRegs, pps_bits};
 use monitor::gpt::{Geometry, Gpi, Gpt, Region};
 use monitor::manifest::{self, Bank, CONSOLE_PL011, ConsoleInfo, MAX_BANKS, ManifestPage};
 use monitor::options;
-use monitor::{Config, MAX_CPUS, Monitor, Platform};
+use monitor::{Config, Interface, MAX_CPUS, Monitor, Platform};
 
 use sha2::{Digest, Sha256};
 
@@ -18,8 +18,18 @@ use crate::{clean_to_poc, layout, pagetable, sysreg, uart};
 const PAGE: u64 = 4096;
 const ARM64_MAGIC: u32 = 0x644D_5241;
 
-/// Loads everything and turns granule protection on; returns the monitor and the kernel's entry and x0.
-pub fn first_cpu(id: &IdRegs) -> (&'static Monitor, (u64, u64)) {
+/// What the first CPU goes on with.
+pub struct Boot {
+    pub monitor: &'static Monitor,
+    /// The kernel's entry and x0.
+    pub kernel: (u64, u64),
+    /// The RMM's entry.
+    pub rmm: u64,
+    pub interface: Interface,
+}
+
+/// Loads everything and turns granule protection on.
+pub fn first_cpu(id: &IdRegs) -> Boot {
     uart::line(format_args!("stage reset cntpct={}", Machine.counter()));
     if !pagetable::in_order() {
         fatal(format_args!("the page tables are not where the image's linker script must put them"));
@@ -35,33 +45,75 @@ pub fn first_cpu(id: &IdRegs) -> (&'static Monitor, (u64, u64)) {
     let banks = banks.get(..count).unwrap_or_default();
     let cpus = described(dtb.cpu_count());
     let dram_end = banks.iter().find(|b| b.base == layout::DTB).map_or(0, |b| b.base + b.size);
+    let dram = banks.iter().map(|bank| bank.size).sum();
+    let carve_out = layout::carve_out(dram);
 
-    let measurement = load_rmm();
-    let (kernel, initrd) = load_kernel(dram_end);
+    let interface = interface();
+    let rmm = rmm_address();
+    let measurement = load_rmm(rmm);
+    let (kernel, initrd) = load_kernel(carve_out, dram_end, layout::kernel(dram));
     described(dtb.add_psci());
-    described(dtb.reserve(b"rmm@40100000", layout::CARVE_OUT));
+    described(dtb.reserve(b"rmm@40100000", carve_out));
     if let Some(initrd) = initrd {
         described(dtb.set_initrd(initrd.base, initrd.base + initrd.size));
     }
 
+    let (gpt, geometry) = tables(id, banks, carve_out);
     let mut delegable = [Bank::default(); MAX_BANKS];
-    let count = manifest::delegable(banks, layout::CARVE_OUT, &mut delegable);
-    write_manifest(delegable.get(..count).unwrap_or_default());
+    let count = manifest::delegable(banks, carve_out, gpt.limit(), &mut delegable);
+    write_manifest(interface, delegable.get(..count).unwrap_or_default());
     clean_to_poc(layout::DTB, layout::DTB_SIZE);
-
-    let gpt = protect(id, banks);
+    if gpt.limit() < banks.iter().map(|bank| bank.base + bank.size).max().unwrap_or(0) {
+        uart::line(format_args!("memory from {:#x} on stays the host's: no room for its tables", gpt.limit()));
+    }
+    sysreg::enable_gpc(geometry.l0, id.pps());
     if cpus > MAX_CPUS {
         uart::line(format_args!("{cpus} CPUs, only {MAX_CPUS} of them can be used"));
     }
     let config = Config {
         cpus,
         shared_page: layout::SHARED_PAGE,
-        carve_out: layout::CARVE_OUT,
-        reserve: layout::RESERVE,
+        carve_out,
+        reserve: layout::reserve(dram),
         measured: Measured { monitor: measure_self(), rmm: measurement.unwrap_or_default() },
         rmm: measurement.is_some(),
+        interface,
+        id: *id,
     };
-    (place(Monitor::new(config, gpt)), (kernel, layout::DTB))
+    let (major, minor) = interface.numbers();
+    uart::line(format_args!("{} MiB, RMM at {rmm:#x}, interface {major}.{minor}", dram >> 20));
+    Boot { monitor: place(Monitor::new(config, gpt)), kernel: (kernel, layout::DTB), rmm, interface }
+}
+
+/// Which version of the RMM-EL3 interface the user wants.
+fn interface() -> Interface {
+    const NAME: &str = "opt/kvm-realm/rmm-el3";
+    let Some(item) = transferred("file directory", fwcfg::file(NAME.as_bytes())) else {
+        return Interface::V2_0;
+    };
+    let text = transferred("interface version", item.start());
+    match Interface::parse(&text) {
+        Some(interface) => interface,
+        None => fatal(format_args!("fw_cfg {NAME} is neither 2.0 nor 0.x nor one of 0.3 to 0.8")),
+    }
+}
+
+/// Where the user wants the RMM: at the usual place, or somewhere else in its memory, which only an image that is
+/// independent of its position survives.
+fn rmm_address() -> u64 {
+    const NAME: &str = "opt/kvm-realm/rmm-address";
+    const LAST: u64 = layout::SHARED_PAGE - 0x100_0000;
+    let Some(item) = transferred("file directory", fwcfg::file(NAME.as_bytes())) else {
+        return layout::RMM;
+    };
+    let text = transferred("RMM's address", item.start());
+    match options::address(&text) {
+        Some(address) if address % 0x1_0000 == 0 && (layout::RMM..=LAST).contains(&address) => address,
+        _ => fatal(format_args!(
+            "fw_cfg {NAME} is no multiple of 64 KiB from {:#x} to {LAST:#x}",
+            layout::RMM
+        )),
+    }
 }
 
 fn place(monitor: Monitor) -> &'static Monitor {
@@ -88,17 +140,17 @@ fn transferred<T>(what: &str, result: Result<T, DmaError>) -> T {
 }
 
 /// Loads the RMM, if there is one, and measures it.
-fn load_rmm() -> Option<Measurement> {
+fn load_rmm(address: u64) -> Option<Measurement> {
     let Some(image) = transferred("file directory", fwcfg::file(b"opt/kvm-realm/rmm")) else {
         uart::line(format_args!("no RMM was given (fw_cfg opt/kvm-realm/rmm); every RMI call returns -1"));
         return None;
     };
-    if image.size == 0 || u64::from(image.size) > layout::RESERVE.base - layout::RMM {
+    if image.size == 0 || u64::from(image.size) > layout::SHARED_PAGE - address {
         fatal(format_args!("the RMM's {} bytes do not fit its memory", image.size));
     }
-    transferred("RMM", image.load(layout::RMM));
+    transferred("RMM", image.load(address));
     // SAFETY: the RMM's memory is mapped read-only, the device is done with it and the RMM does not run yet.
-    let measurement = unsafe { measure(layout::RMM, u64::from(image.size)) };
+    let measurement = unsafe { measure(address, u64::from(image.size)) };
     uart::line(format_args!("stage rmm-load cntpct={}", Machine.counter()));
     Some(measurement)
 }
@@ -133,26 +185,22 @@ fn measure_self() -> Measurement {
 }
 
 /// Where the kernel goes.
-fn kernel_address() -> u64 {
+fn kernel_address(carve_out: Bank, default: u64) -> u64 {
     let Some(item) = transferred("file directory", fwcfg::file(b"opt/kvm-realm/kernel-address")) else {
-        return layout::KERNEL;
+        return default;
     };
     let text = transferred("kernel's address", item.start());
     match options::address(&text) {
-        Some(address)
-            if address % PAGE == 0 && address >= layout::CARVE_OUT.base + layout::CARVE_OUT.size =>
-        {
-            address
-        }
+        Some(address) if address % PAGE == 0 && address >= carve_out.base + carve_out.size => address,
         _ => fatal(format_args!("fw_cfg opt/kvm-realm/kernel-address is no address for a kernel")),
     }
 }
 
 /// Loads kernel and initial RAM disk; returns the kernel's entry and the disk's range. What has no arm64 header is a
 /// program that begins with its first byte.
-fn load_kernel(dram_end: u64) -> (u64, Option<Bank>) {
+fn load_kernel(carve_out: Bank, dram_end: u64, default: u64) -> (u64, Option<Bank>) {
     let kernel = transferred("kernel's size", fwcfg::kernel());
-    let base = kernel_address();
+    let base = kernel_address(carve_out, default);
     let room = dram_end.saturating_sub(base);
     if kernel.size == 0 || u64::from(kernel.size) > room {
         fatal(format_args!("no kernel (-kernel), or one of {} bytes that does not fit", kernel.size));
@@ -184,7 +232,7 @@ fn load_initrd(after: u64, dram_end: u64) -> Option<Bank> {
     Some(Bank { base, size })
 }
 
-fn write_manifest(banks: &[Bank]) {
+fn write_manifest(interface: Interface, banks: &[Bank]) {
     let console = ConsoleInfo {
         base: layout::UART0,
         map_pages: 1,
@@ -193,7 +241,7 @@ fn write_manifest(banks: &[Bank]) {
         baud_rate: 115_200,
         flags: 0,
     };
-    let manifest = ManifestPage::new(layout::SHARED_PAGE, banks, console);
+    let manifest = ManifestPage::new(interface.manifest_version(), layout::SHARED_PAGE, banks, console);
     for offset in (0..PAGE as usize).step_by(64) {
         Machine.shared_page_write(offset, &[0; 64]);
     }
@@ -203,7 +251,7 @@ fn write_manifest(banks: &[Bank]) {
     clean_to_poc(layout::SHARED_PAGE, PAGE);
 }
 
-fn protect(id: &IdRegs, banks: &[Bank]) -> Gpt {
+fn tables(id: &IdRegs, banks: &[Bank], carve_out: Bank) -> (Gpt, Geometry) {
     let geometry = Geometry {
         l0: layout::GPT,
         l1_pool: layout::GPT_L1_POOL,
@@ -216,13 +264,12 @@ fn protect(id: &IdRegs, banks: &[Bank]) -> Gpt {
     for (slot, bank) in regions.iter_mut().zip(banks) {
         *slot = region(bank.base, bank.size, Gpi::NonSecure);
     }
-    regions[MAX_BANKS] = region(layout::CARVE_OUT.base, layout::CARVE_OUT.size, Gpi::Realm);
+    regions[MAX_BANKS] = region(carve_out.base, carve_out.size, Gpi::Realm);
     regions[MAX_BANKS + 1] = region(layout::SECURE_RAM, layout::SECURE_RAM_SIZE, Gpi::Root);
     let gpt = match Gpt::build(&Machine, geometry, &regions) {
         Ok(gpt) => gpt,
         Err(error) => fatal(format_args!("granule protection tables: {error:?}")),
     };
-    clean_to_poc(layout::GPT, layout::SECURE_RAM + layout::SECURE_RAM_SIZE - layout::GPT);
-    sysreg::enable_gpc(geometry.l0, id.pps());
-    gpt
+    clean_to_poc(layout::GPT, gpt.l1_end() - layout::GPT);
+    (gpt, geometry)
 }

@@ -8,16 +8,22 @@ use core::mem::offset_of;
 
 use monitor::{Regs, World};
 
-/// Bytes per CPU, as in the linker script: crash area, then per world a stack with its context on top.
-pub const CPU_BLOCK_SIZE: usize = 0xE000;
+use crate::layout;
+
+/// Bytes per CPU: crash stack with the crash area on top, then per world a stack with its context on top. Below
+/// each of the three is a page that is not mapped.
+pub const CPU_BLOCK_SIZE: usize = 0x1_0000;
+pub const GUARDS: [usize; 3] = [0x0, 0x2000, 0x7000];
 pub const CRASH_AREA: usize = 0x1C00;
-pub const NORMAL_CONTEXT: usize = 0x5C00;
-pub const REALM_CONTEXT: usize = 0xDC00;
+pub const NORMAL_CONTEXT: usize = 0x6C00;
+pub const REALM_CONTEXT: usize = 0xFC00;
 const _: () = assert!(REALM_CONTEXT + size_of::<Context>() <= CPU_BLOCK_SIZE);
-const _: () = assert!(CRASH_AREA + 0x400 <= NORMAL_CONTEXT);
+const _: () = assert!(NORMAL_CONTEXT + size_of::<Context>() <= GUARDS[2]);
+const _: () = assert!(CRASH_AREA + size_of::<Regs>() <= GUARDS[1]);
+const _: () = assert!(layout::CPUS as usize + monitor::MAX_CPUS * CPU_BLOCK_SIZE <= layout::GPT as usize);
 
 /// Number of 64-bit slots for EL2 registers and keys; which is which says `switch.rs`.
-pub const SLOTS: usize = 65;
+pub const SLOTS: usize = 68;
 
 /// What a world has when it does not run.
 #[repr(C, align(64))]
@@ -53,6 +59,7 @@ pub mod slot {
     pub const HFGRTR: usize = 29;
     pub const HFGWTR: usize = 30;
     pub const ACTLR: usize = 60;
+    pub const ICC_SRE: usize = 65;
 }
 
 impl Context {

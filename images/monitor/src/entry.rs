@@ -74,6 +74,30 @@ reset:
     isb
     br      x0
 
+// Zeroes x1 bytes of Root memory at x0, with translation off: EL3's tables do not reach all of DRAM. x1 is a
+// multiple of 64.
+.section .text.scrub, "ax"
+.global scrub_root
+scrub_root:
+    mrs     x2, sctlr_el3
+    bic     x3, x2, #1
+    dsb     sy
+    msr     sctlr_el3, x3
+    isb
+    add     x1, x0, x1
+1:  cmp     x0, x1
+    b.hs    2f
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    b       1b
+2:  dsb     sy
+    msr     sctlr_el3, x2
+    isb
+    ret
+
+.section .text.reset, "ax"
 copy:
     cmp     x0, x1
     b.hs    1f
@@ -162,7 +186,7 @@ cpu_start:
     ldr     x0, ={SCTLR_ON}
     msr     sctlr_el3, x0
     isb
-    ldr     x0, =__cpus_start
+    ldr     x0, ={CPUS}
     ldr     x1, ={CPU_BLOCK_SIZE}
     madd    x1, x19, x1, x0
     add     x0, x1, #{CRASH_AREA_HI}, lsl #12
@@ -184,6 +208,7 @@ cpu_start:
     GICR = const layout::GICR,
     WAKE_SGI = const layout::WAKE_SGI,
     MAX_CPUS = const monitor::MAX_CPUS,
+    CPUS = const layout::CPUS,
     CPU_BLOCK_SIZE = const context::CPU_BLOCK_SIZE,
     CRASH_AREA_HI = const context::CRASH_AREA >> 12,
     CRASH_AREA_LO = const context::CRASH_AREA & 0xFFF,

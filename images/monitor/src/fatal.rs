@@ -181,7 +181,17 @@ pub fn system_off() -> ! {
     gpio(0)
 }
 
-/// Resets the machine.
+/// Resets the machine. Secure RAM keeps its contents over that, so what holds the other CPUs until the first one
+/// has set it up must be cleared.
 pub fn system_reset() -> ! {
+    unsafe extern "C" {
+        static mut __hold: u64;
+    }
+    // SAFETY: a word that only the reset code looks at.
+    unsafe {
+        let hold = &raw mut __hold;
+        hold.write_volatile(0);
+        asm!("dc civac, {}", "dsb sy", in(reg) hold, options(nostack));
+    }
     gpio(1)
 }

@@ -112,6 +112,21 @@ impl Platform for Machine {
         }
     }
 
+    fn random(&self) -> Option<u64> {
+        // A reseeded number may take its time.
+        for _ in 0..16 {
+            let (value, failed): (u64, u64);
+            // SAFETY: RNDRRS; the core asks only on CPUs that have it.
+            unsafe {
+                asm!("mrs {}, S3_3_C2_C4_1", "cset {}, eq", out(reg) value, out(reg) failed, options(nostack, nomem));
+            }
+            if failed == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
     fn print(&self, line: fmt::Arguments<'_>) {
         uart::line(line);
     }

@@ -12,18 +12,46 @@ pub const FW_CFG: usize = 0x0902_0000;
 pub const UART1: usize = 0x0904_0000;
 pub const SECURE_GPIO: usize = 0x090B_0000;
 
+/// Secure RAM: what the monitor is made of and everything it knows. As in the linker script.
 pub const SECURE_RAM: u64 = 0x0E00_0000;
 pub const SECURE_RAM_SIZE: u64 = 0x0100_0000;
-/// Level 0 table, then level 1 tables to the end of secure RAM; as in the linker script.
-pub const GPT: u64 = 0x0E80_0000;
-pub const GPT_L1_POOL: u64 = 0x0E82_0000;
+/// Constants, behind the code.
+pub const RODATA: u64 = 0x0E08_0000;
+/// Variables.
+pub const DATA: u64 = 0x0E10_0000;
+/// One block for each CPU: stacks and contexts, with guard pages.
+pub const CPUS: u64 = 0x0E20_0000;
+/// Level 0 table, then level 1 tables to the end of secure RAM: for the first 94 GiB of DRAM.
+pub const GPT: u64 = 0x0E40_0000;
+pub const GPT_L1_POOL: u64 = 0x0E42_0000;
 
 pub const DTB: u64 = 0x4000_0000;
 pub const DTB_SIZE: u64 = 0x10_0000;
-/// Realm memory from boot: the RMM's image and all that it uses, and the shared page at its end.
-pub const CARVE_OUT: Bank = Bank { base: 0x4010_0000, size: 0x0180_0000 };
-pub const RMM: u64 = CARVE_OUT.base;
+/// The RMM's image and all that it uses by itself, up to the page that it shares with EL3.
+pub const RMM: u64 = 0x4010_0000;
 pub const SHARED_PAGE: u64 = 0x418F_F000;
-/// What RMM_RESERVE_MEMORY may give away; an RMM that calls it must not use this by itself.
-pub const RESERVE: Bank = Bank { base: 0x4100_0000, size: SHARED_PAGE - 0x4100_0000 };
+/// What RMM_RESERVE_MEMORY gives away begins here.
+pub const RESERVE: u64 = SHARED_PAGE + 0x1000;
+/// Where the kernel lies if the carve-out does not reach that far.
 pub const KERNEL: u64 = 0x4200_0000;
+
+/// Memory for RMM_RESERVE_MEMORY: per-CPU memory, and four bytes for each granule of DRAM.
+pub const fn reserve(dram: u64) -> Bank {
+    const PER_CPU: u64 = 0x1_0000;
+    const MEGABYTE: u64 = 0x10_0000;
+    let wanted = monitor::MAX_CPUS as u64 * PER_CPU + dram / 1024;
+    Bank { base: RESERVE, size: wanted.div_ceil(MEGABYTE) * MEGABYTE }
+}
+
+/// All that is the RMM's from boot: Realm memory that never goes to the host.
+pub const fn carve_out(dram: u64) -> Bank {
+    let reserve = reserve(dram);
+    Bank { base: RMM, size: reserve.base + reserve.size - RMM }
+}
+
+/// Where the kernel is loaded: behind the carve-out, at a multiple of 2 MiB.
+pub const fn kernel(dram: u64) -> u64 {
+    let carve_out = carve_out(dram);
+    let end = (carve_out.base + carve_out.size).next_multiple_of(0x20_0000);
+    if end > KERNEL { end } else { KERNEL }
+}

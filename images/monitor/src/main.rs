@@ -17,12 +17,13 @@ mod mmio;
 mod pagetable;
 mod switch;
 mod sysreg;
+mod trap;
 mod uart;
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use monitor::enables::IdRegs;
+use monitor::enables::{IdRegs, feature};
 use monitor::{Action, Monitor, Platform, Start, World};
 
 use context::{Context, slot};
@@ -36,11 +37,15 @@ static FEATURES: AtomicU64 = AtomicU64::new(0);
 /// Set once by the first CPU before it releases any other.
 static MONITOR: AtomicPtr<Monitor> = AtomicPtr::new(core::ptr::null_mut());
 
+/// Where the RMM is entered.
+static RMM_ENTRY: AtomicU64 = AtomicU64::new(layout::RMM);
+
 static FIRST_BOOT: AtomicBool = AtomicBool::new(true);
 
 unsafe extern "C" {
     fn enter_world(context: *mut Context) -> !;
     fn cpu_park() -> !;
+    fn scrub_root(base: u64, size: u64);
 }
 
 fn the_monitor() -> &'static Monitor {
@@ -58,12 +63,15 @@ extern "C" fn el3_main(cpu: usize, block: *mut u8) -> ! {
     sysreg::init_cpu(&id);
     let start = if cpu == 0 && FIRST_BOOT.swap(false, Ordering::AcqRel) {
         uart::init();
-        FEATURES.store(id.features() | sysreg::implementation_defined(), Ordering::Release);
-        let (monitor, kernel) = boot::first_cpu(&id);
+        let boot = boot::first_cpu(&id);
+        let monitor = boot.monitor;
+        let gic = if boot.interface.el3_switches_gic() { feature::OTHER | feature::GIC } else { 0 };
+        FEATURES.store(id.features() | sysreg::implementation_defined() | gic, Ordering::Release);
+        RMM_ENTRY.store(boot.rmm, Ordering::Release);
         MONITOR.store(core::ptr::from_ref(monitor).cast_mut(), Ordering::Release);
         gic::init_distributor();
         gic::init_cpu(cpu);
-        let start = monitor.start_primary(kernel);
+        let start = monitor.start_primary(boot.kernel);
         let stage = if start.realm.is_some() { "rmm-boot" } else { "kernel-entry" };
         uart::line(format_args!("stage {stage} cntpct={}", Machine.counter()));
         start
@@ -85,7 +93,7 @@ fn enter(cpu: usize, block: *mut u8, id: &IdRegs, start: &Start) -> ! {
         let normal = block.add(context::NORMAL_CONTEXT).cast::<Context>();
         let realm = block.add(context::REALM_CONTEXT).cast::<Context>();
         normal.write(new_context(cpu, id, World::NonSecure, realm, start.normal.0));
-        realm.write(new_context(cpu, id, World::Realm, normal, layout::RMM));
+        realm.write(new_context(cpu, id, World::Realm, normal, RMM_ENTRY.load(Ordering::Acquire)));
         (normal, realm)
     };
     // SAFETY: both were just written, and nobody else looks at them.
@@ -120,6 +128,7 @@ fn new_context(cpu: usize, id: &IdRegs, world: World, peer: *mut Context, pc: u6
     el2[slot::HFGITR] = HFGITR;
     el2[slot::HFGRTR] = HFGXTR;
     el2[slot::HFGWTR] = HFGXTR;
+    el2[slot::ICC_SRE] = 0xF;
     Context {
         regs: [0; 31],
         sp_el0: 0,
@@ -163,11 +172,12 @@ fn exception_class() -> u64 {
 #[inline(never)]
 extern "C" fn el3_call(context: &mut Context) -> u64 {
     if !is_smc() {
-        if exception_class() != EC_SMC32 {
-            fatal::report(&context.regs, 8);
+        match exception_class() {
+            // A 32-bit guest of a host that does not trap its calls. Nobody here speaks SMC32 from AArch32.
+            EC_SMC32 => context.regs[0] = 0xFFFF_FFFF,
+            class if trap::is_undefined(class) => trap::reflect(context),
+            _ => fatal::report(&context.regs, 8),
         }
-        // A 32-bit guest of a host that does not trap its calls. Nobody here speaks SMC32 from AArch32.
-        context.regs[0] = 0xFFFF_FFFF;
         return Action::Resume as u64;
     }
     let monitor = the_monitor();
@@ -188,7 +198,21 @@ fn slow(monitor: &Monitor, context: &mut Context, action: Action) -> u64 {
             unsafe { cpu_park() }
         }
         Action::SystemOff => fatal::system_off(),
-        Action::SystemReset => fatal::system_reset(),
+        Action::SystemReset => {
+            monitor.gpt().seize_realm(&Machine, |base, size| {
+                if base >= layout::DTB {
+                    // SAFETY: Realm memory until a moment ago, which from now on only Root reaches.
+                    unsafe { scrub_root(base, size) };
+                }
+            });
+            fatal::system_reset()
+        }
+        Action::Standby => {
+            // Whatever is pending for the caller ends the wait, masked or not.
+            // SAFETY: waiting changes nothing.
+            unsafe { asm!("dsb sy", "wfi", options(nostack, nomem)) };
+            return Action::Resume as u64;
+        }
         Action::BootNormal if context.cpu == 0 => {
             uart::line(format_args!("stage kernel-entry cntpct={}", Machine.counter()));
         }

@@ -65,7 +65,7 @@ global_asm!(
     bl      el2_gated_\op
 11\n\():
     tbz     x11, #19, 12\n\()f
-    bl      el2_impdef_\op
+    bl      el2_other_\op
 12\n\():
 .endm
 
@@ -116,11 +116,15 @@ global_asm!(
 2:  ret
 .endm
 
-.macro el2_impdef op, op1
+.macro el2_other op, op1
+    tbz     x11, #20, 1f
     \op     actlr_el2, afsr0_el2, 60
     \op     afsr1_el2, amair_el2, 62
     \op1    hacr_el2, 64
-    ret
+1:  tbz     x11, #21, 2f
+    \op     S3_4_C12_C9_5, S3_4_C12_C11_0, 65        // ICC_SRE_EL2, ICH_HCR_EL2
+    \op1    S3_4_C12_C11_7, 67                       // ICH_VMCR_EL2
+2:  ret
 .endm
 
 .macro load_world context, n
@@ -190,7 +194,8 @@ vectors:
     fatal_vector 15
 
 .balign 64
-// x0: 1 to Realm with x0-x7, 2 to Normal with x1-x8 as x0-x7, 3 to Normal as its context is.
+// x0: 1 to Realm with x0-x7, 2 to Normal with x1-x8 as x0-x7, 3 to Normal with x1-x5 as x0-x4, 4 to Normal as its
+// context is.
 world_switch:
     mov     x9, sp
     ldr     x10, [x9, #{PEER}]
@@ -206,7 +211,7 @@ world_switch:
     el2_features save, 1
     load_world x10, 2
     cmp     x0, #2
-    b.hi    el3_exit
+    b.hi    3f
     b.eq    2f
     ldp     x0, x1, [x9]
     ldp     x2, x3, [x9, #16]
@@ -217,6 +222,14 @@ world_switch:
     ldp     x2, x3, [x9, #24]
     ldp     x4, x5, [x9, #40]
     ldp     x6, x7, [x9, #56]
+    b       exit_with_args
+3:  cmp     x0, #3
+    b.ne    el3_exit
+    ldp     x0, x1, [x9, #8]
+    ldp     x2, x3, [x9, #24]
+    ldr     x4, [x9, #40]
+    ldr     x5, [sp, #40]
+    ldp     x6, x7, [sp, #48]
     b       exit_with_args
 
 // x0: a context. Enters its world.
@@ -252,10 +265,10 @@ el2_gated_save:
     el2_gated save, save1
 el2_gated_load:
     el2_gated load, load1
-el2_impdef_save:
-    el2_impdef save, save1
-el2_impdef_load:
-    el2_impdef load, load1
+el2_other_save:
+    el2_other save, save1
+el2_other_load:
+    el2_other load, load1
 
 fatal_entry:
     stp     x2, x3, [x0, #16]

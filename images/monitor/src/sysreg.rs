@@ -1,7 +1,7 @@
 //! System registers of EL3.
 
 use monitor::World;
-use monitor::enables::IdRegs;
+use monitor::enables::{IdRegs, feature};
 
 /// Reads a system register.
 macro_rules! read_sysreg {
@@ -21,6 +21,7 @@ macro_rules! write_sysreg {
         core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack))
     }};
 }
+pub(crate) use write_sysreg;
 
 /// What this CPU has.
 pub fn id_regs() -> IdRegs {
@@ -34,6 +35,7 @@ pub fn id_regs() -> IdRegs {
         mmfr3: read_sysreg!("S3_0_C0_C7_3"),
         mmfr4: read_sysreg!("S3_0_C0_C7_4"),
         dfr0: read_sysreg!("id_aa64dfr0_el1"),
+        isar0: read_sysreg!("id_aa64isar0_el1"),
         isar1: read_sysreg!("id_aa64isar1_el1"),
         isar2: read_sysreg!("S3_0_C0_C6_2"),
         smfr0: 0,
@@ -56,8 +58,16 @@ pub fn init_cpu(id: &IdRegs) {
         }
         if let Some(value) = id.smcr_el3() {
             write_sysreg!("S3_6_C1_C2_6", value);
+            // SVCR: a CPU that was turned off in streaming mode does not come back in it.
+            write_sysreg!("S3_3_C4_C2_2", 0);
         }
         write_sysreg!("scr_el3", id.scr_el3(World::NonSecure));
+        core::arch::asm!("isb", options(nostack));
+        if id.features() & feature::GCS != 0 {
+            // GCSCR_EL1, GCSCRE0_EL1: no shadow stack until the host wants one.
+            write_sysreg!("S3_0_C2_C5_0", 0);
+            write_sysreg!("S3_0_C2_C5_2", 0);
+        }
         // DP, LC off, C and P reset: no counter runs.
         write_sysreg!("pmcr_el0", 0b10_0110);
         core::arch::asm!("isb", options(nostack));
@@ -110,5 +120,5 @@ pub fn implementation_defined() -> u64 {
         | holds!("afsr1_el2")
         | holds!("amair_el2")
         | holds!("hacr_el2");
-    if any { monitor::enables::feature::IMPLEMENTATION_DEFINED } else { 0 }
+    if any { feature::OTHER | feature::IMPLEMENTATION_DEFINED } else { 0 }
 }
