@@ -95,7 +95,7 @@ impl<'a> Dtb<'a> {
         })?;
         let ranges = ranges.get_mut(..found).unwrap_or_default();
         ranges.sort_unstable_by_key(|bank| bank.base);
-        let mut count = 0;
+        let mut count = 0_usize;
         for range in ranges {
             let end = range.base.saturating_add(range.size);
             match count.checked_sub(1).and_then(|last| out.get_mut(last)) {

@@ -188,13 +188,13 @@ impl IdRegs {
     pub fn scr_el3(&self, world: World) -> u64 {
         self.scr_features(world)
             | bits(&[
-                (true, 0),                          // NS: set in both worlds
-                (true, 4),                          // RES1
-                (true, 5),                          // RES1
-                (true, 8),                          // HCE
-                (true, 9),                          // SIF
-                (true, 10),                         // RW
-                (world != World::NonSecure, 62),    // NSE
+                (true, 0),                       // NS: set in both worlds
+                (true, 4),                       // RES1
+                (true, 5),                       // RES1
+                (true, 8),                       // HCE
+                (true, 9),                       // SIF
+                (true, 10),                      // RW
+                (world != World::NonSecure, 62), // NSE
             ])
     }
 
@@ -208,8 +208,7 @@ impl IdRegs {
         match register {
             // API goes with APK. RAS error records are never trapped, random numbers neither.
             SCR_EL3 => Some(
-                self.scr_features(world) & !API
-                    | bits(&[(field(self.pfr0, 28) >= 1, 15), (self.rndr(), 40)]),
+                self.scr_features(world) & !API | bits(&[(field(self.pfr0, 28) >= 1, 15), (self.rndr(), 40)]),
             ),
             // TFP: vectors are always there.
             CPTR_EL3 => Some(bits(&[
@@ -270,9 +269,9 @@ impl IdRegs {
         let pmu = self.pmu();
         let mut value = SPD32_DISABLED | SDD;
         for (on, bits) in [
-            (pmu >= 6, SCCD),                // PMUv3p5
-            (pmu >= 7, MCCD),                // PMUv3p7
-            (pmu >= 9, 1 << 7),              // EnPM2
+            (pmu >= 6, SCCD),                        // PMUv3p5
+            (pmu >= 7, MCCD),                        // PMUv3p7
+            (pmu >= 9, 1 << 7),                      // EnPM2
             (field(self.dfr0, 32) >= 1, 0b11 << 12), // NSPB: profiling buffer for the host
             (field(self.dfr0, 44) >= 1, 0b11 << 24), // NSTB: trace buffer for the host
             (field(self.dfr0, 52) >= 1, 0b01 << 32), // SBRBE

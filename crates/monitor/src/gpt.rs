@@ -310,8 +310,8 @@ impl Gpt {
                 let entry = self.l1_entry(l0, base);
                 let descriptor = platform.gpt_load(entry);
                 visit(entry, base, descriptor);
-                let skip = descriptor & TYPE_MASK == CONTIGUOUS
-                    && descriptor >> 4 & 0xF == Gpi::NonSecure.bits();
+                let skip =
+                    descriptor & TYPE_MASK == CONTIGUOUS && descriptor >> 4 & 0xF == Gpi::NonSecure.bits();
                 base += 1 << if skip { block_bits(descriptor) } else { ENTRY_BITS };
             }
         }
@@ -376,10 +376,7 @@ impl Gpt {
     /// blocks. Protection does not change.
     #[cold]
     fn divide(&self, platform: &impl Platform, entry: u64, pa: u64, gpi: Gpi) {
-        while self
-            .dividing
-            .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
+        while self.dividing.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err()
         {
             relax();
         }
@@ -442,12 +439,12 @@ fn fill_l1(platform: &impl Platform, table: u64, base: u64, size: u64, regions: 
     let mut at = base;
     while at < base + size {
         let left = base + size - at;
-        let block = (0..3_u64).zip(BLOCK_BITS).rev().find_map(|(code, bits)| {
+        let block = [(3, 29), (2, 25), (1, 21)].into_iter().find_map(|(code, bits): (u64, u32)| {
             let block = 1 << bits;
             if at % block != 0 || block > left {
                 return None;
             }
-            gpi_of(regions, at, block).map(|gpi| (contiguous(gpi, code + 1), block))
+            gpi_of(regions, at, block).map(|gpi| (contiguous(gpi, code), block))
         });
         let (descriptor, length) = block.unwrap_or_else(|| {
             let granules = (0..16).fold(0, |all, n| {

@@ -24,13 +24,13 @@ mod sync;
 mod trng;
 pub mod undefined;
 
-#[cfg(all(test, not(feature = "explore")))]
-mod tests;
 #[cfg(all(test, feature = "explore"))]
 mod schedules;
+#[cfg(all(test, not(feature = "explore")))]
+mod tests;
 
-pub use platform::{Action, MAX_CPUS, Pas, Platform, Regs, World};
 pub use interface::Interface;
+pub use platform::{Action, MAX_CPUS, Pas, Platform, Regs, World};
 pub use rmm_el3::RmmState;
 
 use enables::IdRegs;
@@ -49,7 +49,8 @@ pub struct Config {
     pub shared_page: u64,
     /// All memory that is the RMM's from boot, the shared page included: it never goes to the host.
     pub carve_out: manifest::Bank,
-    /// Memory that RMM_RESERVE_MEMORY gives away, from its end downwards: Realm PAS, used by nobody else.
+    /// Memory that RMM_RESERVE_MEMORY gives away, from its end downwards: Realm PAS, used by nobody else, and
+    /// never the host's either.
     pub reserve: manifest::Bank,
     /// What the platform token says about the software.
     pub measured: attest::Measured,
@@ -84,7 +85,7 @@ pub struct Monitor {
     carve_out: manifest::Bank,
     measured: attest::Measured,
     token: spin::Mutex<attest::Pending>,
-    reserve_base: u64,
+    reserve: manifest::Bank,
     /// End of what RMM_RESERVE_MEMORY has left; only ever goes down.
     reserve_top: AtomicU64,
 }
@@ -103,7 +104,7 @@ impl Monitor {
             carve_out: config.carve_out,
             measured: config.measured,
             token: spin::Mutex::new(attest::Pending::new()),
-            reserve_base: config.reserve.base,
+            reserve: config.reserve,
             reserve_top: AtomicU64::new(config.reserve.base + config.reserve.size),
         }
     }

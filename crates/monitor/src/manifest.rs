@@ -46,7 +46,8 @@ impl ManifestPage {
     /// The pieces, each with its offset in the page. What they leave is zero.
     pub fn pieces(&self) -> [(usize, &[u8]); 3] {
         let manifest = self.manifest.as_bytes();
-        let size = if self.manifest.version < MANIFEST_VERSION_0_5 { MANIFEST_SIZE_0_3 } else { manifest.len() };
+        let size =
+            if self.manifest.version < MANIFEST_VERSION_0_5 { MANIFEST_SIZE_0_3 } else { manifest.len() };
         [
             (offset_of!(Self, manifest), manifest.get(..size).unwrap_or_default()),
             (offset_of!(Self, console), self.console.as_bytes()),
@@ -66,18 +67,19 @@ fn list(page: u64, offset: usize, num: usize, items: &[u8]) -> ManifestList {
 
 const _: () = assert!(size_of::<ManifestPage>() as u64 <= GRANULE_SIZE);
 
-/// What the RMM may be given of the banks: without the carve-out, and below `limit`.
-pub fn delegable(banks: &[Bank], carve_out: Bank, limit: u64, out: &mut [Bank; MAX_BANKS]) -> usize {
+/// What the RMM may be given of the banks: without the holes (ascending), and below `limit`.
+pub fn delegable(banks: &[Bank], holes: &[Bank], limit: u64, out: &mut [Bank; MAX_BANKS]) -> usize {
     let mut count = 0;
-    let carve_end = carve_out.base + carve_out.size;
     for bank in banks {
         let end = bank.base.saturating_add(bank.size).min(limit);
-        // What lies below the carve-out, and what lies above it.
-        for (from, to) in [(bank.base, end.min(carve_out.base)), (bank.base.max(carve_end), end)] {
+        let mut from = bank.base;
+        for hole in holes.iter().chain([&Bank { base: end, size: 0 }]) {
+            let to = hole.base.min(end);
             if let (true, Some(slot)) = (from < to, out.get_mut(count)) {
                 *slot = Bank { base: from, size: to - from };
                 count += 1;
             }
+            from = from.max(hole.base.saturating_add(hole.size));
         }
     }
     count

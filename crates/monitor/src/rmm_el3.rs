@@ -7,6 +7,7 @@ use crate::Monitor;
 use crate::attest;
 use crate::gpt::TransitionError;
 use crate::interface::Interface;
+use crate::manifest::Bank;
 use crate::platform::{Action, GRANULE_SIZE, MAX_CPUS, Platform, Regs};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
@@ -148,7 +149,9 @@ impl Monitor {
                 _ => Err(Status::Invalid),
             },
             fid::MEC_REFRESH if self.mec && self.rmm.interface().since(8) => mec_refresh(regs[1]),
-            fid::RESERVE_MEMORY if self.rmm.interface().since(7) => self.reserve_memory(regs[1], regs[2]).map(|pa| regs[1] = pa),
+            fid::RESERVE_MEMORY if self.rmm.interface().since(7) => {
+                self.reserve_memory(regs[1], regs[2]).map(|pa| regs[1] = pa)
+            }
             _ => {
                 regs[0] = smccc::NOT_SUPPORTED;
                 return Action::Resume;
@@ -159,7 +162,8 @@ impl Monitor {
     }
 
     fn gtsi_undelegate(&self, platform: &impl Platform, pa: u64) -> Result<(), Status> {
-        if pa.wrapping_sub(self.carve_out.base) < self.carve_out.size {
+        let within = |bank: &Bank| pa.wrapping_sub(bank.base) < bank.size;
+        if within(&self.carve_out) || within(&self.reserve) {
             // The RMM's own memory and the shared page are Realm memory for the life of the system.
             return Err(Status::BadPas);
         }
@@ -250,7 +254,7 @@ impl Monitor {
         let align = (1_u64 << align_bits).max(GRANULE_SIZE);
         let fit = |top: u64| {
             let base = top.checked_sub(size)? & !(align - 1);
-            (base >= self.reserve_base).then_some(base)
+            (base >= self.reserve.base).then_some(base)
         };
         match self.reserve_top.fetch_update(Ordering::AcqRel, Ordering::Acquire, fit) {
             Ok(top) => fit(top).ok_or(Status::NoMemory),

@@ -63,10 +63,7 @@ impl Monitor {
             (smccc::VERSION, _) => smccc::VERSION_1_5,
             (
                 smccc::ARCH_FEATURES,
-                smccc::VERSION
-                | smccc::ARCH_FEATURES
-                | smccc::ARCH_SOC_ID
-                | smccc::ARCH_FEATURE_AVAILABILITY,
+                smccc::VERSION | smccc::ARCH_FEATURES | smccc::ARCH_SOC_ID | smccc::ARCH_FEATURE_AVAILABILITY,
             ) => 0,
             // The workarounds among them: these CPUs need none.
             (smccc::ARCH_FEATURES, _) => smccc::NOT_SUPPORTED,

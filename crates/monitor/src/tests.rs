@@ -7,4 +7,8 @@ mod gpt;
 mod machine;
 mod manifest;
 mod psci;
+mod rmm_el3;
+mod routing;
 mod smc;
+mod trng;
+mod undefined;

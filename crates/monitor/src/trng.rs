@@ -23,10 +23,6 @@ impl Trng {
         Self { present, failed: AtomicBool::new(false), last: AtomicU64::new(0) }
     }
 
-    pub(crate) fn is_present(&self) -> bool {
-        self.present
-    }
-
     fn sample(&self, platform: &impl Platform) -> Option<u64> {
         let sample = platform.random()?;
         if self.last.swap(sample, Ordering::AcqRel) == sample {

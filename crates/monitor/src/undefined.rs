@@ -45,11 +45,8 @@ pub fn take(state: &State) -> Taken {
     let from = state.spsr >> 2 & 3;
     let aarch32 = state.spsr & AARCH32 != 0;
     // Levels of AArch32 modes: user mode is EL0, everything else EL1 (EL2 has none here).
-    let (from, on_own_stack) = if aarch32 {
-        (u64::from(state.spsr & 0xF != 0), true)
-    } else {
-        (from, state.spsr & 1 == 1)
-    };
+    let (from, on_own_stack) =
+        if aarch32 { (u64::from(state.spsr & 0xF != 0), true) } else { (from, state.spsr & 1 == 1) };
     let tge = state.hcr_el2 & HCR_TGE != 0;
     // An EL1 that is AArch32 takes nothing in AArch64.
     let el2 = from == 2 || tge || state.hcr_el2 & HCR_RW == 0;

@@ -107,6 +107,8 @@ impl Machine {
             measured: monitor::attest::Measured::default(),
             reserve: monitor::manifest::Bank { base: CARVE_OUT.0, size: 0 },
             rmm: true,
+            interface: monitor::Interface::V2_0,
+            id: monitor::enables::IdRegs::default(),
         };
         let monitor = Monitor::new(config, gpt);
         let banks = [rmm::DramBank { base: HOST_BASE, size: DRAM_BASE + shape.dram - HOST_BASE }];
@@ -116,6 +118,9 @@ impl Machine {
             .unwrap_or_else(|error| panic!("the RMM refused to boot: {error:?}"));
         assert!(machine.firmware.set(Firmware { monitor, rmm }).is_ok(), "booted once");
         for cpu in 0..shape.cpus {
+            let monitor = &machine.firmware().monitor;
+            let start = if cpu == 0 { monitor.start_primary((0, 0)) } else { monitor.start_cpu(cpu) };
+            assert!(start.realm.is_some(), "the RMM boots on every CPU");
             let mut registers: Regs = [0; 31];
             registers[0] = cca_abi::rmm_el3::fid::BOOT_COMPLETE;
             let action = machine.firmware().monitor.handle_smc(&root, cpu, World::Realm, &mut registers);

@@ -66,6 +66,10 @@ impl monitor::Platform for RootWorld {
 
     fn release_cpu(&self, _cpu: usize) {}
 
+    fn random(&self) -> Option<u64> {
+        None
+    }
+
     fn print(&self, line: fmt::Arguments<'_>) {
         self.machine.log(format!("EL3: {line}"));
     }

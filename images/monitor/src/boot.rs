@@ -46,25 +46,31 @@ pub fn first_cpu(id: &IdRegs) -> Boot {
     let cpus = described(dtb.cpu_count());
     let dram_end = banks.iter().find(|b| b.base == layout::DTB).map_or(0, |b| b.base + b.size);
     let dram = banks.iter().map(|bank| bank.size).sum();
-    let carve_out = layout::carve_out(dram);
+    let reserve = layout::reserve(dram);
+    // Loaded things lie between the carve-out and the reserve if that is above them.
+    let room_end = if reserve.base > layout::KERNEL { dram_end.min(reserve.base) } else { dram_end };
 
     let interface = interface();
     let rmm = rmm_address();
     let measurement = load_rmm(rmm);
-    let (kernel, initrd) = load_kernel(carve_out, dram_end, layout::kernel(dram));
+    let (kernel, initrd) = load_kernel(room_end);
     described(dtb.add_psci());
-    described(dtb.reserve(b"rmm@40100000", carve_out));
+    described(dtb.reserve(b"rmm@40100000", layout::CARVE_OUT));
+    described(dtb.reserve(b"rmm-reserve", reserve));
     if let Some(initrd) = initrd {
         described(dtb.set_initrd(initrd.base, initrd.base + initrd.size));
     }
 
-    let (gpt, geometry) = tables(id, banks, carve_out);
+    let (gpt, geometry) = tables(id, banks, reserve);
     let mut delegable = [Bank::default(); MAX_BANKS];
-    let count = manifest::delegable(banks, carve_out, gpt.limit(), &mut delegable);
+    let count = manifest::delegable(banks, &[layout::CARVE_OUT, reserve], gpt.limit(), &mut delegable);
     write_manifest(interface, delegable.get(..count).unwrap_or_default());
     clean_to_poc(layout::DTB, layout::DTB_SIZE);
     if gpt.limit() < banks.iter().map(|bank| bank.base + bank.size).max().unwrap_or(0) {
-        uart::line(format_args!("memory from {:#x} on stays the host's: no room for its tables", gpt.limit()));
+        uart::line(format_args!(
+            "memory from {:#x} on stays the host's: no room for its tables",
+            gpt.limit()
+        ));
     }
     sysreg::enable_gpc(geometry.l0, id.pps());
     if cpus > MAX_CPUS {
@@ -73,8 +79,8 @@ pub fn first_cpu(id: &IdRegs) -> Boot {
     let config = Config {
         cpus,
         shared_page: layout::SHARED_PAGE,
-        carve_out,
-        reserve: layout::reserve(dram),
+        carve_out: layout::CARVE_OUT,
+        reserve,
         measured: Measured { monitor: measure_self(), rmm: measurement.unwrap_or_default() },
         rmm: measurement.is_some(),
         interface,
@@ -109,10 +115,9 @@ fn rmm_address() -> u64 {
     let text = transferred("RMM's address", item.start());
     match options::address(&text) {
         Some(address) if address % 0x1_0000 == 0 && (layout::RMM..=LAST).contains(&address) => address,
-        _ => fatal(format_args!(
-            "fw_cfg {NAME} is no multiple of 64 KiB from {:#x} to {LAST:#x}",
-            layout::RMM
-        )),
+        _ => {
+            fatal(format_args!("fw_cfg {NAME} is no multiple of 64 KiB from {:#x} to {LAST:#x}", layout::RMM))
+        }
     }
 }
 
@@ -185,22 +190,23 @@ fn measure_self() -> Measurement {
 }
 
 /// Where the kernel goes.
-fn kernel_address(carve_out: Bank, default: u64) -> u64 {
+fn kernel_address() -> u64 {
     let Some(item) = transferred("file directory", fwcfg::file(b"opt/kvm-realm/kernel-address")) else {
-        return default;
+        return layout::KERNEL;
     };
     let text = transferred("kernel's address", item.start());
     match options::address(&text) {
-        Some(address) if address % PAGE == 0 && address >= carve_out.base + carve_out.size => address,
+        // What comes behind the carve-out is the reserve, unless that lies elsewhere.
+        Some(address) if address % PAGE == 0 && address >= layout::KERNEL => address,
         _ => fatal(format_args!("fw_cfg opt/kvm-realm/kernel-address is no address for a kernel")),
     }
 }
 
 /// Loads kernel and initial RAM disk; returns the kernel's entry and the disk's range. What has no arm64 header is a
 /// program that begins with its first byte.
-fn load_kernel(carve_out: Bank, dram_end: u64, default: u64) -> (u64, Option<Bank>) {
+fn load_kernel(dram_end: u64) -> (u64, Option<Bank>) {
     let kernel = transferred("kernel's size", fwcfg::kernel());
-    let base = kernel_address(carve_out, default);
+    let base = kernel_address();
     let room = dram_end.saturating_sub(base);
     if kernel.size == 0 || u64::from(kernel.size) > room {
         fatal(format_args!("no kernel (-kernel), or one of {} bytes that does not fit", kernel.size));
@@ -251,7 +257,7 @@ fn write_manifest(interface: Interface, banks: &[Bank]) {
     clean_to_poc(layout::SHARED_PAGE, PAGE);
 }
 
-fn tables(id: &IdRegs, banks: &[Bank], carve_out: Bank) -> (Gpt, Geometry) {
+fn tables(id: &IdRegs, banks: &[Bank], reserve: Bank) -> (Gpt, Geometry) {
     let geometry = Geometry {
         l0: layout::GPT,
         l1_pool: layout::GPT_L1_POOL,
@@ -260,12 +266,13 @@ fn tables(id: &IdRegs, banks: &[Bank], carve_out: Bank) -> (Gpt, Geometry) {
         l0_bits: sysreg::l0_bits(),
     };
     let region = |base, size, gpi| Region { base, size, gpi };
-    let mut regions = [region(0, 0, Gpi::Any); MAX_BANKS + 2];
+    let mut regions = [region(0, 0, Gpi::Any); MAX_BANKS + 3];
     for (slot, bank) in regions.iter_mut().zip(banks) {
         *slot = region(bank.base, bank.size, Gpi::NonSecure);
     }
-    regions[MAX_BANKS] = region(carve_out.base, carve_out.size, Gpi::Realm);
-    regions[MAX_BANKS + 1] = region(layout::SECURE_RAM, layout::SECURE_RAM_SIZE, Gpi::Root);
+    regions[MAX_BANKS] = region(layout::CARVE_OUT.base, layout::CARVE_OUT.size, Gpi::Realm);
+    regions[MAX_BANKS + 1] = region(reserve.base, reserve.size, Gpi::Realm);
+    regions[MAX_BANKS + 2] = region(layout::SECURE_RAM, layout::SECURE_RAM_SIZE, Gpi::Root);
     let gpt = match Gpt::build(&Machine, geometry, &regions) {
         Ok(gpt) => gpt,
         Err(error) => fatal(format_args!("granule protection tables: {error:?}")),

@@ -27,31 +27,24 @@ pub const GPT_L1_POOL: u64 = 0x0E42_0000;
 
 pub const DTB: u64 = 0x4000_0000;
 pub const DTB_SIZE: u64 = 0x10_0000;
-/// The RMM's image and all that it uses by itself, up to the page that it shares with EL3.
+/// The RMM's image and all that it uses by itself, and the page that it shares with EL3 at the end: Realm memory
+/// from boot, that never goes to the host.
+pub const CARVE_OUT: Bank = Bank { base: RMM, size: 0x0180_0000 };
 pub const RMM: u64 = 0x4010_0000;
 pub const SHARED_PAGE: u64 = 0x418F_F000;
-/// What RMM_RESERVE_MEMORY gives away begins here.
-pub const RESERVE: u64 = SHARED_PAGE + 0x1000;
-/// Where the kernel lies if the carve-out does not reach that far.
 pub const KERNEL: u64 = 0x4200_0000;
+/// End of the first gigabyte of DRAM.
+const FIRST_GIGABYTE: u64 = 0x8000_0000;
 
-/// Memory for RMM_RESERVE_MEMORY: per-CPU memory, and four bytes for each granule of DRAM.
+/// What RMM_RESERVE_MEMORY gives away, as much the RMM's as the carve-out: memory for each CPU, and four bytes for
+/// each granule of DRAM. Between shared page and kernel, or, for more than 5 GiB of DRAM, at the end of the first
+/// gigabyte.
 pub const fn reserve(dram: u64) -> Bank {
     const PER_CPU: u64 = 0x1_0000;
     const MEGABYTE: u64 = 0x10_0000;
     let wanted = monitor::MAX_CPUS as u64 * PER_CPU + dram / 1024;
-    Bank { base: RESERVE, size: wanted.div_ceil(MEGABYTE) * MEGABYTE }
-}
-
-/// All that is the RMM's from boot: Realm memory that never goes to the host.
-pub const fn carve_out(dram: u64) -> Bank {
-    let reserve = reserve(dram);
-    Bank { base: RMM, size: reserve.base + reserve.size - RMM }
-}
-
-/// Where the kernel is loaded: behind the carve-out, at a multiple of 2 MiB.
-pub const fn kernel(dram: u64) -> u64 {
-    let carve_out = carve_out(dram);
-    let end = (carve_out.base + carve_out.size).next_multiple_of(0x20_0000);
-    if end > KERNEL { end } else { KERNEL }
+    let size = wanted.next_multiple_of(MEGABYTE);
+    let behind = CARVE_OUT.base + CARVE_OUT.size;
+    let base = if size <= KERNEL - behind { behind } else { FIRST_GIGABYTE - size };
+    Bank { base, size }
 }

@@ -122,7 +122,8 @@ global_asm!(
     \op     afsr1_el2, amair_el2, 62
     \op1    hacr_el2, 64
 1:  tbz     x11, #21, 2f
-    \op     S3_4_C12_C9_5, S3_4_C12_C11_0, 65        // ICC_SRE_EL2, ICH_HCR_EL2
+    \op1    S3_4_C12_C9_5, 65                        // ICC_SRE_EL2
+    \op1    S3_4_C12_C11_0, 66                       // ICH_HCR_EL2
     \op1    S3_4_C12_C11_7, 67                       // ICH_VMCR_EL2
 2:  ret
 .endm

@@ -47,19 +47,18 @@ pub fn reflect(context: &mut Context) {
         nmi: id.pfr1 >> 36 & 0xF >= 1,
     });
     let from = read_sysreg!("elr_el3");
+    let vectors = if taken.el2 { read_sysreg!("vbar_el2") } else { read_sysreg!("vbar_el1") };
     // SAFETY: what the CPU itself would write when it takes the exception at that level.
     unsafe {
-        let vectors = if taken.el2 {
+        if taken.el2 {
             write_sysreg!("elr_el2", from);
             write_sysreg!("spsr_el2", spsr);
             write_sysreg!("esr_el2", ESR_UNKNOWN);
-            read_sysreg!("vbar_el2")
         } else {
             write_sysreg!("elr_el1", from);
             write_sysreg!("spsr_el1", spsr);
             write_sysreg!("esr_el1", ESR_UNKNOWN);
-            read_sysreg!("vbar_el1")
-        };
+        }
         write_sysreg!("elr_el3", vectors + taken.vector);
         write_sysreg!("spsr_el3", taken.pstate);
     }

@@ -117,7 +117,7 @@ extern "C" fn primary() -> ! {
     console::init();
     line(format_args!("start"));
     expect("psci-version", smc(psci::fid::VERSION, 0, 0, 0)[0], psci::VERSION_1_1);
-    expect("smccc-version", smc(smccc::VERSION, 0, 0, 0)[0], smccc::VERSION_1_2);
+    expect("smccc-version", smc(smccc::VERSION, 0, 0, 0)[0], smccc::VERSION_1_5);
     expect("unknown-function", smc(0xC600_1234, 0, 0, 0)[0], smccc::NOT_SUPPORTED);
     expect(
         "host-cannot-delegate-by-itself",

@@ -82,6 +82,11 @@ impl Bump {
         Some(base)
     }
 
+    /// Bytes that are left.
+    pub(crate) fn room(&self) -> u64 {
+        self.end.saturating_sub(self.next)
+    }
+
     /// One zeroed page.
     pub(crate) fn zeroed_page(&mut self) -> Option<u64> {
         let page = self.take(4096, 4096)?;

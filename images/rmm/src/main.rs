@@ -126,11 +126,28 @@ fn prepare(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(u64, entry
     for bank in banks {
         granules += bank.size / 4096;
     }
-    let metadata = tables.memory().take(granules * 2, 4096).ok_or(BootStatus::NoMemory)?;
+    // Two bytes a granule. On a large machine that is more than the RMM has of its own; EL3 may have more.
+    let metadata_size = (granules * 2 + 4095) & !4095;
+    let mut reserved = (0, 0);
+    const FOR_TABLES: u64 = 1 << 20;
+    let fits = tables.memory().room() >= metadata_size + FOR_TABLES;
+    let own_memory = if fits { tables.memory().take(metadata_size, 4096) } else { None };
+    let metadata = match own_memory {
+        Some(own) => own,
+        None => {
+            let pa = el3::reserve(metadata_size).ok_or(BootStatus::NoMemory)?;
+            // The boot table maps only the gigabytes that the entry code knew.
+            let mapped = |pa: u64| [image.start, end, shared].iter().any(|known| known >> 30 == pa >> 30);
+            if !mapped(pa) || !mapped(pa + metadata_size - 1) || metadata_size > 1 << 30 {
+                return Err(BootStatus::NoMemory);
+            }
+            reserved = (pa, pa + metadata_size);
+            pa
+        }
+    };
     // SAFETY: just taken.
     unsafe { core::ptr::write_bytes(metadata as *mut u16, 0, granules as usize) };
-    let metadata_end = (metadata + granules * 2 + 4095) & !4095;
-    tables.map(metadata, metadata, metadata_end - metadata, mmu::DATA).map_err(no_memory)?;
+    tables.map(metadata, metadata, metadata_size, mmu::DATA).map_err(no_memory)?;
 
     tables.map(image.start, image.start, image.text_end - image.start, mmu::TEXT).map_err(no_memory)?;
     let constants = image.rodata_end - image.text_end;
@@ -142,9 +159,9 @@ fn prepare(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(u64, entry
     if machine.console != 0 {
         tables.map(machine.console, machine.console, 4096, mmu::DEVICE).map_err(no_memory)?;
     }
-    let own = (image.start, image.start + CARVE_OUT_SIZE + 4096);
+    let own = (image.start, end);
     for bank in banks {
-        map_bank(&mut tables, bank, own, shared).map_err(no_memory)?;
+        map_bank(&mut tables, bank, [own, (shared, shared + 4096), reserved]).map_err(no_memory)?;
     }
 
     let state = entry::BootState {
@@ -172,15 +189,9 @@ fn prepare(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(u64, entry
     Ok((slots + (cpu + 1) * SLOT_SIZE, state))
 }
 
-/// Maps both views of a bank, without the RMM's own carve-out and EL3's shared page: an EL3 that counts them as
-/// DRAM must not make us see our own text writable.
-fn map_bank(
-    tables: &mut Tables<'_>,
-    bank: &MemoryBank,
-    own: (u64, u64),
-    shared: u64,
-) -> Result<(), NoMemory> {
-    let mut holes = [own, (shared, shared + 4096)];
+/// Maps both views of a bank, without the RMM's own memory and EL3's shared page: an EL3 that counts them as DRAM
+/// must not make us see our own text writable.
+fn map_bank(tables: &mut Tables<'_>, bank: &MemoryBank, mut holes: [(u64, u64); 3]) -> Result<(), NoMemory> {
     holes.sort_unstable();
     let (mut at, end) = (bank.base, bank.base + bank.size);
     for (from, to) in holes {

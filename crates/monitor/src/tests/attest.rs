@@ -71,7 +71,7 @@ fn service(monitor: &Monitor, machine: &Machine, args: [u64; 4]) -> Regs {
 
 #[test]
 fn the_token_comes_in_pieces_of_the_size_that_the_rmm_has_room_for() {
-    let (machine, monitor) = monitor(1);
+    let (machine, monitor) = monitor(1, crate::Interface::V2_0);
     let token_call = |room, challenge| {
         service(&monitor, &machine, [fid::ATTEST_GET_PLAT_TOKEN, SHARED_PAGE, room, challenge])
     };
@@ -98,7 +98,7 @@ fn the_token_comes_in_pieces_of_the_size_that_the_rmm_has_room_for() {
 
 #[test]
 fn buffers_outside_of_the_shared_page_are_refused() {
-    let (machine, monitor) = monitor(1);
+    let (machine, monitor) = monitor(1, crate::Interface::V2_0);
     for call in [fid::ATTEST_GET_REALM_KEY, fid::ATTEST_GET_PLAT_TOKEN] {
         let status = |pa, size| service(&monitor, &machine, [call, pa, size, 0])[0];
         for pa in [SHARED_PAGE - 1, SHARED_PAGE + 4096, 0, u64::MAX] {

@@ -89,6 +89,26 @@ fn memory_and_cpus_are_found() {
 }
 
 #[test]
+fn memory_of_several_nodes_is_put_together_where_it_touches() {
+    let mut tree = Tree::default();
+    tree.node("", |t| {
+        for (base, size) in [(0x6000_0000, 0x2000_0000), (0x4000_0000, 0x2000_0000), (1 << 33, 1 << 30)] {
+            t.node(&std::format!("memory@{base:x}"), |t| {
+                let mut reg = u64::to_be_bytes(base).to_vec();
+                reg.extend(u64::to_be_bytes(size));
+                t.prop("reg", &reg);
+                t.prop("device_type", b"memory\0");
+            });
+        }
+    });
+    let mut blob = tree.blob(1024);
+    let mut banks = [Bank::default(); MAX_BANKS];
+    assert_eq!(Dtb::new(&mut blob).unwrap().memory(&mut banks), Ok(2));
+    let expected = [Bank { base: 0x4000_0000, size: 0x4000_0000 }, Bank { base: 1 << 33, size: 1 << 30 }];
+    assert_eq!(banks[..2], expected);
+}
+
+#[test]
 fn the_amended_tree_says_everything_that_linux_needs() {
     let mut blob = machine(3, 4096);
     let mut dtb = Dtb::new(&mut blob).unwrap();

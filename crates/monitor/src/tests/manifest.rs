@@ -1,4 +1,6 @@
-use super::machine::CARVE_OUT;
+use std::vec::Vec;
+
+use super::machine::{CARVE_OUT, RESERVE};
 use crate::manifest::{Bank, CONSOLE_PL011, ConsoleInfo, MAX_BANKS, ManifestPage, delegable};
 
 const PAGE: u64 = 0x418F_F000;
@@ -27,7 +29,7 @@ fn every_list_adds_up_to_zero() {
         ConsoleInfo { base: 0x0900_0000, map_pages: 1, name: CONSOLE_PL011, ..ConsoleInfo::default() };
     let banks = [Bank { base: 0x4190_0000, size: 0x1000_0000 }, Bank { base: 1 << 33, size: 1 << 30 }];
     for count in 0..=2 {
-        let m = ManifestPage::new(PAGE, &banks[..count], console);
+        let m = ManifestPage::new(5, PAGE, &banks[..count], console);
         assert_eq!(word(&m, 0), 5, "version 0.5 and padding");
         let (dram, at) = list(&m, 16, 2);
         assert_eq!(dram, count as u64);
@@ -45,12 +47,32 @@ fn every_list_adds_up_to_zero() {
 }
 
 #[test]
-fn one_bank_stays_one_bank_behind_the_carve_out() {
-    let mut out = [Bank::default(); MAX_BANKS];
-    let dram = [Bank { base: 0x4000_0000, size: 0x8000_0000 }];
-    assert_eq!(delegable(&dram, CARVE_OUT, &mut out), 1);
-    assert_eq!(out[0], Bank { base: 0x4190_0000, size: 0x8000_0000 - 0x0190_0000 });
-    let two = [Bank { base: 0x4000_0000, size: 0x0100_0000 }, Bank { base: 1 << 32, size: 1 << 30 }];
-    assert_eq!(delegable(&two, CARVE_OUT, &mut out), 1);
-    assert_eq!(out[0], two[1]);
+fn a_manifest_of_version_0_3_ends_with_its_consoles() {
+    let console = ConsoleInfo { base: 0x0900_0000, name: CONSOLE_PL011, ..ConsoleInfo::default() };
+    let m = ManifestPage::new(3, PAGE, &[Bank { base: 0x4200_0000, size: 4096 }], console);
+    assert_eq!(word(&m, 0), 3);
+    assert_eq!(list(&m, 16, 2).0, 1);
+    assert_eq!(list(&m, 40, 6).0, 1);
+    for at in (64..168).step_by(8) {
+        assert_eq!(word(&m, at), 0);
+    }
+}
+
+#[test]
+fn banks_are_what_the_holes_leave_below_the_limit() {
+    let bank = |base, end| Bank { base, size: end - base };
+    let ask = |banks: &[Bank], limit| {
+        let mut out = [Bank::default(); MAX_BANKS];
+        let count = delegable(banks, &[CARVE_OUT, RESERVE], limit, &mut out);
+        out[..count].to_vec()
+    };
+    let dram = [bank(0x4000_0000, 0xC000_0000)];
+    let (below, above) = (bank(0x4000_0000, 0x4010_0000), bank(0x4200_0000, 0xC000_0000));
+    assert_eq!(ask(&dram, u64::MAX), [below, above]);
+    assert_eq!(ask(&dram, 0x8000_0000), [below, bank(0x4200_0000, 0x8000_0000)]);
+    assert_eq!(ask(&dram, 0x4180_0000), [below]);
+    let two = [bank(0x4000_0000, 0x4100_0000), bank(1 << 32, 5 << 30)];
+    assert_eq!(ask(&two, u64::MAX), [below, two[1]]);
+    let many: Vec<Bank> = (0..12).map(|i| bank((i + 8) << 30, ((i + 8) << 30) + 4096)).collect();
+    assert_eq!(ask(&many, u64::MAX), many[..MAX_BANKS]);
 }
