@@ -20,7 +20,7 @@ pub(crate) fn call(fid: u64, a1: u64, a2: u64, a3: u64) -> [u64; 3] {
 /// Memory of EL3's for good, page aligned; `None` if it has none, or is too old to be asked.
 pub(crate) fn reserve(size: u64) -> Option<u64> {
     const PAGES: u64 = 12 << 56;
-    let (status, pa) = call(fid::RESERVE_MEMORY, size, PAGES, 0);
+    let [status, pa, _] = call(fid::RESERVE_MEMORY, size, PAGES, 0);
     (status == 0 && pa != 0 && pa & 0xFFF == 0 && pa.checked_add(size).is_some()).then_some(pa)
 }
 
