@@ -172,6 +172,12 @@ impl<'m> GranuleTable<'m> {
         (locked.state_bits() == state.bits()).then_some(locked)
     }
 
+    /// The metadata of a granule, for comparisons.
+    #[cfg(test)]
+    pub(crate) fn raw(&self, pa: u64) -> u16 {
+        self.find(pa).map_or(0, |meta| meta.load(Relaxed))
+    }
+
     /// Takes one reference away from the granule at `pa` without its lock.
     pub(crate) fn put(&self, pa: u64) {
         if let Some(meta) = self.find(pa) {

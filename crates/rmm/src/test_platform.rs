@@ -23,6 +23,10 @@ use crate::{DramBank, Rmm};
 pub(crate) const BASE: u64 = 0x8000_0000;
 /// Granules of memory.
 pub(crate) const GRANULES: usize = 4096;
+/// A second bank, whose addresses need LPA2.
+pub(crate) const HIGH: u64 = 5 << 48;
+/// Granules in it.
+pub(crate) const HIGH_GRANULES: usize = 16;
 
 /// What the guest does in one run.
 pub(crate) type Step = Box<dyn FnOnce(&RecContext<'_>) -> RealmExit + Send>;
@@ -38,7 +42,8 @@ pub(crate) fn new_page() -> Box<Page> {
 pub(crate) fn facts() -> Facts {
     Facts {
         id: IdRegisters {
-            id_aa64mmfr0: 6,
+            // LPA2.
+            id_aa64mmfr0: 6 | 1 << 28 | 3 << 40,
             id_aa64mmfr1: 1 << 8 | 2 << 4,
             id_aa64mmfr2: 1 << 40,
             // PMUv3p5, SVE.
@@ -82,22 +87,34 @@ pub(crate) struct TestPlatform {
 }
 
 impl TestPlatform {
-    fn index(pa: u64) -> usize {
-        usize::try_from((pa - BASE) / GRANULE_SIZE).unwrap()
+    /// Low memory first.
+    pub(crate) fn index(&self, pa: u64) -> usize {
+        if pa >= HIGH {
+            self.memory.len() - HIGH_GRANULES + usize::try_from((pa - HIGH) / GRANULE_SIZE).unwrap()
+        } else {
+            usize::try_from((pa - BASE) / GRANULE_SIZE).unwrap()
+        }
+    }
+
+    /// All granules.
+    pub(crate) fn granules(&self) -> impl Iterator<Item = u64> + use<> {
+        let low = self.memory.len() - HIGH_GRANULES;
+        let at = |base: u64, count: usize| (0..count as u64).map(move |n| base + n * GRANULE_SIZE);
+        at(BASE, low).chain(at(HIGH, HIGH_GRANULES))
     }
 
     pub(crate) fn is_realm_owned(&self, pa: u64) -> bool {
-        *self.realm_owned[Self::index(pa)].lock().unwrap()
+        *self.realm_owned[self.index(pa)].lock().unwrap()
     }
 
     /// The granule, whoever owns it.
     pub(crate) fn raw(&self, pa: u64) -> &Page {
-        &self.memory[Self::index(pa)]
+        &self.memory[self.index(pa)]
     }
 
     /// A host access: refused if the granule is not the host's.
     fn ns(&self, pa: u64, access: impl FnOnce(&[AtomicU64])) -> Result<(), NsFault> {
-        let realm_owned = self.realm_owned[Self::index(pa)].lock().unwrap();
+        let realm_owned = self.realm_owned[self.index(pa)].lock().unwrap();
         if *realm_owned {
             return Err(NsFault);
         }
@@ -106,7 +123,7 @@ impl TestPlatform {
     }
 
     fn transfer(&self, pa: u64, to_realm: bool) -> Result<(), El3Refused> {
-        let mut realm_owned = self.realm_owned[Self::index(pa)].lock().unwrap();
+        let mut realm_owned = self.realm_owned[self.index(pa)].lock().unwrap();
         if *realm_owned == to_realm {
             return Err(El3Refused);
         }
@@ -264,12 +281,13 @@ fn el1_word(register: El1) -> usize {
     }
 }
 
-/// An RMM on a fresh test machine.
-pub(crate) fn new_rmm() -> Rmm<'static, TestPlatform> {
+/// An RMM on a fresh test machine with this many granules of low memory.
+pub(crate) fn new_rmm(granules: usize) -> Rmm<'static, TestPlatform> {
+    let all = granules + HIGH_GRANULES;
     let platform = TestPlatform {
         facts: facts(),
-        memory: (0..GRANULES).map(|_| new_page()).collect(),
-        realm_owned: (0..GRANULES).map(|_| Mutex::new(false)).collect(),
+        memory: (0..all).map(|_| new_page()).collect(),
+        realm_owned: (0..all).map(|_| Mutex::new(false)).collect(),
         script: Mutex::new(VecDeque::new()),
         tlbis: AtomicUsize::new(0),
         habit: Mutex::new(None),
@@ -278,8 +296,9 @@ pub(crate) fn new_rmm() -> Rmm<'static, TestPlatform> {
         interrupts: AtomicBool::new(false),
         accelerated: AtomicBool::new(false),
     };
-    let metadata: Vec<AtomicU16> = (0..GRANULES).map(|_| AtomicU16::new(0)).collect();
-    let bank = DramBank { base: BASE, size: GRANULES as u64 * GRANULE_SIZE };
+    let metadata: Vec<AtomicU16> = (0..all).map(|_| AtomicU16::new(0)).collect();
+    let bank = |base, granules| DramBank { base, size: granules as u64 * GRANULE_SIZE };
+    let banks = [bank(BASE, granules), bank(HIGH, HIGH_GRANULES)];
     // One leak of a few pages per test.
-    Rmm::new(platform, &[bank], Vec::leak(metadata)).unwrap()
+    Rmm::new(platform, &banks, Vec::leak(metadata)).unwrap()
 }

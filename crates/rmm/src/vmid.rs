@@ -28,4 +28,10 @@ impl Vmids {
         let (word, bit) = self.slot(vmid);
         word.fetch_and(!bit, AcqRel);
     }
+
+    /// The VMIDs in use, as bits.
+    #[cfg(test)]
+    pub(crate) fn raw(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|word| word.load(Acquire))
+    }
 }

@@ -11,12 +11,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::std;
 use crate::context::RecContext;
 use crate::platform::RealmExit;
-use crate::test_platform::{BASE, GRANULES, TestPlatform, new_rmm};
+use crate::test_platform::{BASE, GRANULES, HIGH, TestPlatform, new_rmm};
 use crate::{GranuleState, Rmm};
 
 pub(super) struct Host {
     pub(super) rmm: Rmm<'static, TestPlatform>,
     next: AtomicU64,
+    end: u64,
+    next_high: AtomicU64,
 }
 
 /// A Realm as its host knows it: 34-bit IPA space from level 1, so that one start table is enough.
@@ -39,13 +41,30 @@ pub(super) const SHARED: u64 = 1 << (WIDTH - 1);
 
 impl Host {
     pub(super) fn new() -> Self {
-        Self { rmm: new_rmm(), next: AtomicU64::new(BASE) }
+        Self::with_granules(GRANULES)
+    }
+
+    /// A machine of this size.
+    pub(super) fn with_granules(granules: usize) -> Self {
+        Self {
+            rmm: new_rmm(granules),
+            next: AtomicU64::new(BASE),
+            end: BASE + granules as u64 * 4096,
+            next_high: AtomicU64::new(HIGH),
+        }
+    }
+
+    /// A fresh delegated granule whose address needs LPA2.
+    pub(super) fn high(&self) -> u64 {
+        let pa = self.next_high.fetch_add(4096, Relaxed);
+        self.ok(fid::GRANULE_DELEGATE, &[pa]);
+        pa
     }
 
     /// A fresh NS granule.
     pub(super) fn alloc(&self) -> u64 {
         let pa = self.next.fetch_add(4096, Relaxed);
-        assert!(pa < BASE + GRANULES as u64 * 4096, "test machine is out of memory");
+        assert!(pa < self.end, "test machine is out of memory");
         pa
     }
 

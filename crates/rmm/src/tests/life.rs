@@ -14,7 +14,7 @@ fn versions_and_features_are_those_of_rmm_1_0() {
     let [features, ..] = host.ok(fid::FEATURES, &[0]);
     let sve = 1 << 9 | 15 << 10;
     let pmu = 1 << 26 | 6 << 27;
-    assert_eq!(features, 48 | sve | pmu | 5 << 14 | 3 << 20 | 3 << 32 | 3 << 34 | 10 << 38);
+    assert_eq!(features, 52 | 1 << 8 | sve | pmu | 5 << 14 | 3 << 20 | 3 << 32 | 3 << 34 | 10 << 38);
     assert_eq!(host.ok(fid::FEATURES, &[1]), [0; 4]);
 }
 
@@ -122,4 +122,62 @@ fn concatenated_start_tables_are_one_address_space() {
     // A shared block does not keep the Realm alive.
     host.ok(fid::REALM_DESTROY, &[rd]);
     assert_eq!(host.state(rtt + 3 * 4096), GranuleState::Delegated);
+}
+
+#[test]
+fn with_lpa2_a_realm_has_52_bits_and_five_levels() {
+    let host = Host::new();
+    let (rd, rtt) = (host.delegated(), host.high());
+    let mut words = Host::realm_words(rtt, 0, 1);
+    words.extend([(0x0, 1), (0x8, 52), (0x810, u64::MAX), (0x818, 1)]);
+    host.ok(fid::REALM_CREATE, &[rd, host.params(&words)]);
+    let realm = super::host::TestRealm { rd, rtt };
+    let rec = host.rec(&realm, 0, true);
+    let ipa = (1 << 50) | 0x1000;
+    let create = |level: u64, ipa: u64| {
+        let table = host.high();
+        let span = cca_abi::rmi::entry_span(level as i64 - 1);
+        assert_eq!(host.status(fid::RTT_CREATE, &[rd, table, ipa & !(span - 1), level]), Status::Success);
+        table
+    };
+    assert_eq!(host.status(fid::RTT_CREATE, &[rd, host.high(), 0, u64::MAX]), Status::ErrorInput);
+    assert_eq!(host.status(fid::DATA_CREATE_UNKNOWN, &[rd, host.high(), ipa]), Status::ErrorRtt(0xFF));
+    for level in 0..=3 {
+        create(level, ipa);
+    }
+    let data = host.high();
+    let src = host.alloc();
+    host.ok(fid::DATA_CREATE, &[rd, data, ipa, src, 0]);
+    // Bits 51:50 of an address are in 9:8.
+    let shown = |pa: u64| pa & ((1 << 50) - 1) | (pa >> 50) << 8;
+    assert_eq!(host.ok(fid::RTT_READ_ENTRY, &[rd, ipa, 3]), [3, 1, shown(data), 1]);
+    let [level, ..] = host.ok(fid::RTT_READ_ENTRY, &[rd, 2 << 48, 3]);
+    assert_eq!(level, u64::MAX, "there is no table of level 0");
+    // The unprotected half, with an address of 52 bits.
+    let shared = 1 << 51;
+    for level in 0..=2 {
+        create(level, shared);
+    }
+    let desc = shown(0xF << 48) | 6 << 2 | 3 << 6;
+    host.ok(fid::RTT_MAP_UNPROTECTED, &[rd, shared, 2, desc]);
+    assert_eq!(host.ok(fid::RTT_READ_ENTRY, &[rd, shared, 3]), [2, 1, desc, 0]);
+    host.activate(&realm);
+    host.guest(move |ctx| {
+        use crate::context::word;
+        // DS, SL2, VS, PS of 52 bits, T0SZ 12.
+        assert_eq!(ctx.get(word::VTCR_EL2), 1 << 32 | 1 << 33 | 0xC000_3500 | 1 << 19 | 6 << 16 | 12);
+        assert_eq!(ctx.get(word::VTTBR_EL2), 1 << 48 | rtt & 0xFFFF_FFFF_FFFF | 5 << 2);
+        crate::platform::RealmExit::Irq
+    });
+    host.enter_ok(&rec);
+    // Back down.
+    host.ok(fid::REC_DESTROY, &[rec.rec]);
+    assert_eq!(host.ok(fid::DATA_DESTROY, &[rd, ipa])[0], data);
+    for (ipa, last) in [(ipa, 3), (shared, 2)] {
+        for level in (0..=last).rev() {
+            let span = cca_abi::rmi::entry_span(level as i64 - 1);
+            host.ok(fid::RTT_DESTROY, &[rd, ipa & !(span - 1), level as u64]);
+        }
+    }
+    host.ok(fid::REALM_DESTROY, &[rd]);
 }

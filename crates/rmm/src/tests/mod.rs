@@ -3,12 +3,15 @@
 extern crate std;
 
 mod attested;
+mod calls;
 mod chaos;
+mod commands;
 mod features;
 mod host;
 mod life;
 mod measured;
 mod orders;
 mod running;
+mod table;
 mod tables;
 mod traps;

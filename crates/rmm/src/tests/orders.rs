@@ -18,7 +18,6 @@ fn realm_parameters_are_checked() {
         host.status(fid::REALM_CREATE, &[rd, host.params(&words)])
     };
     for (what, change) in [
-        ("LPA2 is not offered", (0x0, 1)),
         ("a PMU without counters", (0x0, 4)),
         ("too wide", (0x8, 49)),
         ("too narrow", (0x8, 31)),

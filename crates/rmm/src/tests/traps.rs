@@ -108,7 +108,8 @@ fn every_trapped_register_gets_what_the_specification_says() {
         ("ID_AA64DFR0_EL1", (3, 0, 0, 5, 0), ignored(0x30_500A), ignored(0x30_560A)),
         ("ID_AA64DFR1_EL1", (3, 0, 0, 5, 1), ignored(0), ignored(0)),
         ("ID_AA64ISAR2_EL1", (3, 0, 0, 6, 2), ignored(0), ignored(0)),
-        ("ID_AA64MMFR0_EL1", (3, 0, 0, 7, 0), ignored(5), ignored(5)),
+        // 48 bits, and stage 2 without LPA2.
+        ("ID_AA64MMFR0_EL1", (3, 0, 0, 7, 0), ignored(5 | 2 << 40), ignored(5 | 2 << 40)),
         ("ID_AA64MMFR3_EL1", (3, 0, 0, 7, 3), ignored(0), ignored(0)),
         ("reserved ID register", (3, 0, 0, 7, 7), ignored(0), ignored(0)),
         // Virtual interrupts are the host's.
