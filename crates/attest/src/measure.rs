@@ -115,6 +115,12 @@ impl Rim {
     }
 }
 
+/// SHA-256: what a platform's software is measured with.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 fn hash(algorithm: HashAlgorithm, bytes: &[u8]) -> Measurement {
     let mut out = [0; 64];
     match algorithm {

@@ -25,6 +25,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a Linux Realm: an interactive shell, or one command
     Run(RunArgs),
+    /// Verify an attestation token: signatures, key binding, nonce, measurements
+    Verify(VerifyArgs),
     /// Boot the emulated CCA machine to a shell on the host, where `realm run` starts Realms
     Lab(LabArgs),
     /// Fetch and install what is missing (every command does this by itself)
@@ -71,6 +73,9 @@ pub(crate) struct RunArgs {
     /// The guest's CPUs
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
+    /// Have the Realm report with a fresh nonce, verify the token and print it; no shell, no command
+    #[arg(long, conflicts_with_all = ["exec", "plain"])]
+    pub(crate) attest: bool,
     /// Show every world's console on stderr
     #[arg(short, long)]
     pub(crate) verbose: bool,
@@ -95,6 +100,44 @@ pub(crate) struct RunArgs {
     /// The emulated machine, where no /dev/kvm-realm exists
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
+}
+
+/// What is expected of a token.
+#[derive(Args, Debug, Clone)]
+#[command(
+    after_help = "Exit status: 0 when every check holds, 1 when one fails. What no flag says is not checked, \
+                        and the report says so.\nA token comes from `realm report --nonce NONCE` in a Realm."
+)]
+pub(crate) struct VerifyArgs {
+    /// The token: a file, or - for stdin; as it is, base64, or hexadecimal
+    #[arg(value_name = "TOKEN")]
+    pub(crate) token: PathBuf,
+    /// The nonce that the Realm was given: text, or an even number of hexadecimal digits; hex:, text: and base64: say
+    /// which. Up to 64 bytes, zeroes follow
+    #[arg(long, value_name = "NONCE")]
+    pub(crate) nonce: Option<String>,
+    /// The Realm Initial Measurement
+    #[arg(long, value_name = "HEX")]
+    pub(crate) rim: Option<String>,
+    /// A Realm Extensible Measurement, 0 to 3 (may be repeated)
+    #[arg(long = "rem", value_name = "INDEX=HEX")]
+    pub(crate) rems: Vec<String>,
+    /// The Realm Personalization Value, written as a nonce is
+    #[arg(long, value_name = "VALUE")]
+    pub(crate) rpv: Option<String>,
+    /// A P-384 public key that may sign platform tokens: PEM, DER, or a point (may be repeated) [default: the
+    /// development root, which proves nothing about a real machine]
+    #[arg(long = "platform-key", value_name = "FILE")]
+    pub(crate) platform_keys: Vec<PathBuf>,
+    /// A measurement of the platform's software, e.g. rmm=HEX (may be repeated)
+    #[arg(long, value_name = "NAME=HEX")]
+    pub(crate) software: Vec<String>,
+    /// Accept platforms whose life cycle is not "secured"
+    #[arg(long)]
+    pub(crate) any_lifecycle: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What shapes the emulated machine. Meaningless where `/dev/kvm-realm` is used directly.

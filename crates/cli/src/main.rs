@@ -14,6 +14,7 @@ mod run;
 mod setup;
 mod test;
 mod ui;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
 fn dispatch(command: &Command) -> Result<u8> {
     match command {
         Command::Run(args) => run_realm(args),
+        Command::Verify(args) => verify::run(args),
         Command::Lab(args) => lab::shell(args),
         Command::Setup(args) => setup::ensure(None, args.update).map(|_| {
             ui::say("everything is set up");
@@ -58,6 +60,9 @@ fn dispatch(command: &Command) -> Result<u8> {
 
 /// Where the device is, a Realm runs here; elsewhere on an emulated machine.
 fn run_realm(args: &RunArgs) -> Result<u8> {
+    if args.attest {
+        return verify::round_trip();
+    }
     let defaults = run::RunOptions::default();
     let device = match (&args.device, args.plain) {
         (Some(device), _) => device.clone(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::args::{MachineArgs, RunArgs, TestArgs};
 use crate::build::{self, initramfs};
@@ -56,6 +56,7 @@ const TESTS: &[Test] = &[
     emulated("exec-gives-output-and-status-0", exec_status_0),
     emulated("exec-gives-status-7", exec_status_7),
     emulated("guest-knows-that-it-is-a-realm", guest_knows),
+    emulated("stock-guest-attests-through-configfs-tsm", stock_guest_attests),
     emulated("ten-realms-lose-no-page", ten_realms),
     emulated("killed-vmm-leaves-nothing", killed_vmm),
     emulated("host-cannot-read-a-private-page", private_page),
@@ -266,6 +267,17 @@ fn guest_knows(environment: &Environment) -> Result<()> {
     ensure!(status == 0 && text.contains("Using RSI version"), "status {status}, output:\n{text}");
     ensure!(text.contains("MemTotal"), "no MemTotal:\n{text}");
     Ok(())
+}
+
+/// Two tokens of one Realm, by the stock kernel's own driver.
+fn stock_guest_attests(environment: &Environment) -> Result<()> {
+    let command = "realm report --nonce 'the first nonce' && echo && realm report --nonce 00c0ffee";
+    let (status, text) = exec(environment, command)?;
+    ensure!(status == 0, "status {status}, output:\n{text}");
+    let (first, second) = text.split_once("\n\n").context("there are no two tokens")?;
+    let rmm = build::images()?.rmm;
+    crate::verify::check_stock_guest(first, "the first nonce", &rmm)?;
+    crate::verify::check_stock_guest(second, "hex:00c0ffee", &rmm)
 }
 
 /// Shell functions for the scripts below.

@@ -50,7 +50,7 @@ mod test_platform;
 #[cfg(test)]
 mod tests;
 
-pub use attestation::{Attestation, PLATFORM_TOKEN_MAX};
+pub use attestation::{Attestation, Comb, PLATFORM_TOKEN_MAX};
 pub use granule::{DramBank, InitError, MAX_BANKS, State as GranuleState, metadata_len};
 
 use config::Config;

@@ -199,7 +199,10 @@ impl<'a> Rec<'a> {
     /// The token that is being made.
     pub(crate) fn attest_state(&self) -> AttestState<'a> {
         const { assert!(word::ATTESTATION + attestation::WORDS <= GRANULE_WORDS) };
-        AttestState::new(&self.page[word::ATTESTATION..word::ATTESTATION + attestation::WORDS])
+        let (_, words) = self.page.split_at(word::ATTESTATION);
+        // As the assertion says.
+        let Some(words) = words.first_chunk() else { unreachable!() };
+        AttestState::new(words)
     }
 
     /// Remembers a virtual SError.

@@ -3,19 +3,20 @@
 use crate::el3;
 use cca_abi::rmm_el3::{CURVE_P384, Status, fid, version_major, version_minor};
 use core::cell::UnsafeCell;
-use rmm::{Attestation, PLATFORM_TOKEN_MAX};
+use rmm::{Attestation, Comb, PLATFORM_TOKEN_MAX};
 
 const PAGE: usize = 4096;
 const KEY: usize = 48;
 /// How often a service may ask to be called again.
 const PATIENCE: u32 = 1 << 20;
 
-/// Where the platform token stays.
-struct Buffer(UnsafeCell<[u8; PLATFORM_TOKEN_MAX]>);
+/// What stays.
+struct Kept<T>(UnsafeCell<T>);
 // SAFETY: written by the primary during its cold boot only, before anybody reads it.
-unsafe impl Sync for Buffer {}
+unsafe impl<T: Sync> Sync for Kept<T> {}
 
-static TOKEN: Buffer = Buffer(UnsafeCell::new([0; PLATFORM_TOKEN_MAX]));
+static TOKEN: Kept<[u8; PLATFORM_TOKEN_MAX]> = Kept(UnsafeCell::new([0; PLATFORM_TOKEN_MAX]));
+static TABLE: Kept<Comb> = Kept(UnsafeCell::new(Comb::EMPTY));
 
 /// Calls a service whose buffer is the whole shared page; `x1`, which is at most a page, and `x2`.
 fn call(fid: u64, shared: u64, argument: u64) -> Option<(usize, u64)> {
@@ -45,7 +46,8 @@ pub(crate) unsafe fn fetch(shared: u64, version: u64) -> Result<Attestation<'sta
         core::ptr::copy_nonoverlapping(page, key.as_mut_ptr(), KEY);
         core::ptr::write_bytes(page, 0, PAGE);
     }
-    let attestation = Attestation::new(&key).filter(|_| len == KEY);
+    // SAFETY: the primary is alone; this is the only reference.
+    let attestation = Attestation::new(&key, unsafe { &mut *TABLE.0.get() }).filter(|_| len == KEY);
     for byte in &mut key {
         // SAFETY: a plain store that the compiler may not leave out.
         unsafe { core::ptr::write_volatile(byte, 0) };

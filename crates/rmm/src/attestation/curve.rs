@@ -71,38 +71,39 @@ impl Point {
 }
 
 /// Sums of the generator's multiples by 2^0, 2^96, 2^192 and 2^288: entry `n` has those whose bit is set in `n`.
-pub(super) struct Comb([Point; 1 << ROWS]);
+/// 2 KiB that are computed once.
+pub struct Comb([Point; 1 << ROWS]);
 
 impl Comb {
-    /// Computes the table.
-    pub(super) fn new() -> Self {
-        let mut rows = [Point::generator(); ROWS];
-        for row in 1..ROWS {
-            let mut point = rows[row - 1];
-            for _ in 0..COLUMNS {
-                point = point.double();
+    /// A table that is not filled yet.
+    pub const EMPTY: Self = Self([Point::NEUTRAL; 1 << ROWS]);
+
+    /// Computes the table, in its place.
+    pub(super) fn fill(&mut self) {
+        let mut multiple = Point::generator();
+        for row in 0..ROWS {
+            if let Some((lower, upper)) = self.0.split_at_mut_checked(1 << row) {
+                for (to, from) in upper.iter_mut().zip(lower) {
+                    *to = from.add(&multiple);
+                }
             }
-            rows[row] = point;
+            for _ in 0..COLUMNS {
+                multiple = multiple.double();
+            }
         }
-        let mut table = [Point::NEUTRAL; 1 << ROWS];
-        for index in 1..table.len() {
-            let row = index.trailing_zeros() as usize;
-            table[index] = table[index & (index - 1)].add(&rows[row]);
-        }
-        Self(table)
     }
 
     /// Step `column` (0 to [`COLUMNS`] - 1, ascending) of multiplying the generator by `scalar`, big-endian.
     /// The first step starts from the neutral point; the product is there after the last.
     pub(super) fn step(&self, sum: &Point, scalar: &FieldBytes, column: usize) -> Point {
-        let column = COLUMNS - 1 - column;
         let mut index = 0u8;
-        for row in 0..ROWS {
-            let bit = COLUMNS * row + column;
-            index |= (scalar[47 - bit / 8] >> (bit % 8) & 1) << row;
+        // From the most significant row to the least.
+        for row in scalar.chunks_exact(COLUMNS / 8) {
+            let byte = row.get(column / 8).copied().unwrap_or(0);
+            index = index << 1 | byte << (column % 8) >> 7;
         }
-        let mut term = self.0[0];
-        for (n, entry) in (0u8..).zip(&self.0) {
+        let mut term = Point::NEUTRAL;
+        for (n, entry) in (0..1 << ROWS).zip(&self.0) {
             term = Point::select(&term, entry, n.ct_eq(&index));
         }
         sum.double().add(&term)
@@ -111,8 +112,8 @@ impl Comb {
 
 /// Steps of one inversion.
 pub(super) const INVERSION_STEPS: usize = 6;
-/// Four-bit windows of the exponent in each of them.
-const WINDOWS: usize = 16;
+/// Bytes of the exponent in each of them, two windows of four bits each.
+const STEP_BYTES: usize = 48 / INVERSION_STEPS;
 
 /// The modulus of `F` less two, big-endian: the exponent that inverts.
 pub(super) fn inverting_exponent<F: PrimeField<Repr = FieldBytes>>() -> FieldBytes {
@@ -129,14 +130,16 @@ pub(super) fn power_step<F: PrimeField<Repr = FieldBytes>>(
     step: usize,
 ) -> F {
     let mut multiples = [F::ONE; 16];
-    for n in 1..multiples.len() {
-        multiples[n] = multiples[n - 1] * base;
+    let mut last = F::ONE;
+    for multiple in multiples.iter_mut().skip(1) {
+        last *= base;
+        *multiple = last;
     }
     let mut power = power;
-    for window in step * WINDOWS..(step + 1) * WINDOWS {
-        let byte = exponent[window / 2];
-        let digit = if window % 2 == 0 { byte >> 4 } else { byte & 15 };
-        power = power.square().square().square().square() * multiples[usize::from(digit)];
+    for byte in exponent.chunks_exact(STEP_BYTES).nth(step).unwrap_or_default() {
+        for digit in [byte >> 4, byte & 15] {
+            power = power.square().square().square().square() * multiples[usize::from(digit & 15)];
+        }
     }
     power
 }
@@ -164,7 +167,8 @@ mod tests {
 
     #[test]
     fn multiples_of_the_generator_are_those_of_the_crate() {
-        let comb = Comb::new();
+        let mut comb = Comb::EMPTY;
+        comb.fill();
         let mut scalar = Scalar::from(1u64);
         for n in 0..40 {
             let bytes = scalar.to_repr();
@@ -180,7 +184,8 @@ mod tests {
 
     #[test]
     fn zero_times_the_generator_is_the_neutral_point() {
-        let comb = Comb::new();
+        let mut comb = Comb::EMPTY;
+        comb.fill();
         let zero = FieldBytes::default();
         let product = (0..COLUMNS).fold(Point::NEUTRAL, |sum, at| comb.step(&sum, &zero, at));
         assert!(bool::from(product.z.is_zero()));

@@ -19,6 +19,7 @@ use crate::measurement::Measurement;
 use crate::platform::{GRANULE_SIZE, Page, Platform};
 use crate::rsi::{absent, answer, error};
 use crate::run::{Flow, Run};
+pub use curve::Comb;
 use sign::{Progress, Signer};
 use token::Token;
 
@@ -27,14 +28,14 @@ pub const PLATFORM_TOKEN_MAX: usize = 8192;
 
 /// The realm attestation key, and the token in which the platform vouches for it.
 pub struct Attestation<'m> {
-    signer: Signer,
+    signer: Signer<'m>,
     platform_token: &'m [u8],
 }
 
 impl<'m> Attestation<'m> {
-    /// The key is a P-384 private scalar, big-endian. `None` if it is not one.
-    pub fn new(private_key: &[u8; 48]) -> Option<Self> {
-        Some(Self { signer: Signer::new(private_key)?, platform_token: &[] })
+    /// The key is a P-384 private scalar, big-endian; the table is filled. `None` if it is not such a key.
+    pub fn new(private_key: &[u8; 48], table: &'m mut Comb) -> Option<Self> {
+        Some(Self { signer: Signer::new(private_key, table)?, platform_token: &[] })
     }
 
     /// The challenge that binds the platform token to the key: SHA-256 of the public key as COSE_Key.
@@ -66,41 +67,83 @@ pub(crate) const WORDS: usize = word::END;
 
 /// A REC's attestation state.
 pub(crate) struct AttestState<'a> {
-    words: &'a [AtomicU64],
+    words: &'a [AtomicU64; WORDS],
 }
 
 impl<'a> AttestState<'a> {
-    /// The state in `words`, [`WORDS`] of them; all zero is NO_ATTEST_IN_PROGRESS.
-    pub(crate) fn new(words: &'a [AtomicU64]) -> Self {
+    /// The state in `words`; all zero is NO_ATTEST_IN_PROGRESS.
+    pub(crate) fn new(words: &'a [AtomicU64; WORDS]) -> Self {
         Self { words }
     }
 
-    fn get(&self, index: usize) -> u64 {
-        self.words[index].load(Relaxed)
+    /// The words from `at` on.
+    fn words(&self, at: usize) -> &[AtomicU64] {
+        self.words.get(at..).unwrap_or_default()
     }
 
-    fn array(&self, at: usize) -> [u64; 8] {
-        core::array::from_fn(|n| self.get(at + n))
-    }
-
-    fn set(&self, at: usize, values: &[u64]) {
-        for (word, &value) in self.words[at..].iter().zip(values) {
-            word.store(value, Relaxed);
-        }
+    fn set_in_progress(&self) {
+        self.words[word::IN_PROGRESS].store(1, Relaxed);
     }
 
     fn in_progress(&self) -> bool {
-        self.get(word::IN_PROGRESS) != 0
+        self.words[word::IN_PROGRESS].load(Relaxed) != 0
+    }
+
+    fn sent(&self) -> u64 {
+        self.words[word::SENT].load(Relaxed)
+    }
+
+    fn set_sent(&self, bytes: u64) {
+        self.words[word::SENT].store(bytes, Relaxed);
+    }
+
+    fn challenge(&self) -> [u64; 8] {
+        read(self.words(word::CHALLENGE))
+    }
+
+    fn set_challenge(&self, challenge: &[u64; 8]) {
+        write(self.words(word::CHALLENGE), challenge);
+    }
+
+    fn rems(&self) -> [Measurement; 4] {
+        let mut rems = [Measurement::default(); 4];
+        for (to, from) in rems.iter_mut().zip(self.words(word::REMS).chunks_exact(8)) {
+            *to = read(from);
+        }
+        rems
+    }
+
+    fn set_rems(&self, rems: &[Measurement; 4]) {
+        for (to, from) in self.words(word::REMS).chunks_exact(8).zip(rems) {
+            write(to, from);
+        }
     }
 
     fn progress(&self) -> Progress<'a> {
-        Progress::new(&self.words[word::SIGNING..])
+        let (_, words) = self.words.split_at(word::SIGNING);
+        // The words end where signing ends: there are as many.
+        let Some(words) = words.first_chunk() else { unreachable!() };
+        Progress::new(words)
     }
 
     fn wipe(&self) {
         for word in self.words {
             word.store(0, Relaxed);
         }
+    }
+}
+
+fn read(words: &[AtomicU64]) -> [u64; 8] {
+    let mut values = [0; 8];
+    for (to, from) in values.iter_mut().zip(words) {
+        *to = from.load(Relaxed);
+    }
+    values
+}
+
+fn write(words: &[AtomicU64], values: &[u64; 8]) {
+    for (to, &from) in words.iter().zip(values) {
+        to.store(from, Relaxed);
     }
 }
 
@@ -120,13 +163,13 @@ impl Window<'_> {
     fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             if (self.from..self.to).contains(&self.at) {
-                let at = self.offset + self.at - self.from;
+                let at = self.offset.wrapping_add(self.at).wrapping_sub(self.from);
                 // Below the page's size.
                 let word = &self.page[(at / 8) as usize % self.page.len()];
                 let shift = at % 8 * 8;
                 word.store(word.load(Relaxed) & !(0xFF << shift) | u64::from(byte) << shift, Relaxed);
             }
-            self.at += 1;
+            self.at = self.at.wrapping_add(1);
         }
     }
 }
@@ -149,11 +192,11 @@ impl<'m, P: Platform> Rmm<'m, P> {
             platform_token: attestation.platform_token,
             key: attestation.signer.key(),
             algorithm: run.realm.hash(),
-            challenge: state.array(word::CHALLENGE),
+            challenge: state.challenge(),
             rpv: run.realm.rpv(),
             // Never changes once the Realm is active.
             rim: run.realm.measurement(0),
-            rems: core::array::from_fn(|n| state.array(word::REMS + 8 * n)),
+            rems: state.rems(),
         }
     }
 
@@ -161,16 +204,13 @@ impl<'m, P: Platform> Rmm<'m, P> {
     pub(crate) fn token_init(&self, run: &Run<'_>) -> Flow {
         let state = run.rec.attest_state();
         state.wipe();
-        let challenge: [u64; 8] = core::array::from_fn(|n| run.ctx.gpr(1 + n));
-        state.set(word::CHALLENGE, &challenge);
+        state.set_challenge(&core::array::from_fn(|n| run.ctx.gpr(n.wrapping_add(1))));
         let rems: [Measurement; 4] = {
             let _rd = self.lock_owned(run.rd, State::Rd);
-            core::array::from_fn(|n| run.realm.measurement(1 + n))
+            core::array::from_fn(|n| run.realm.measurement(n.wrapping_add(1)))
         };
-        for (n, rem) in rems.iter().enumerate() {
-            state.set(word::REMS + 8 * n, rem);
-        }
-        state.set(word::IN_PROGRESS, &[1]);
+        state.set_rems(&rems);
+        state.set_in_progress();
         let bound = self.attestation.as_ref().map_or(0, |it| self.token(it, run, &state).len());
         answer(run, Status::Success, [bound, 0, 0])
     }
@@ -207,7 +247,7 @@ impl<'m, P: Platform> Rmm<'m, P> {
             }
         };
 
-        let (from, all) = (state.get(word::SENT), token.len());
+        let (from, all) = (state.sent(), token.len());
         let to = all.min(from.wrapping_add(size));
         let written = self.with_realm_page(&run.stage2, addr, |page, _| {
             let mut window = Window { page, offset, from, to, at: 0 };
@@ -217,7 +257,7 @@ impl<'m, P: Platform> Rmm<'m, P> {
             return absent(run, addr, why);
         }
         if to < all {
-            state.set(word::SENT, &[to]);
+            state.set_sent(to);
             return answer(run, Status::Incomplete, [to.wrapping_sub(from), 0, 0]);
         }
         state.wipe();

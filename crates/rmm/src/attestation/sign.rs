@@ -62,12 +62,12 @@ enum Phase {
 
 /// A signature in the making.
 pub(super) struct Progress<'a> {
-    words: &'a [AtomicU64],
+    words: &'a [AtomicU64; WORDS],
 }
 
 impl<'a> Progress<'a> {
-    /// The one in `words`, [`WORDS`] of them, which have been zero at first.
-    pub(super) fn new(words: &'a [AtomicU64]) -> Self {
+    /// The one in `words`, which have been zero at first.
+    pub(super) fn new(words: &'a [AtomicU64; WORDS]) -> Self {
         Self { words }
     }
 
@@ -90,21 +90,28 @@ impl<'a> Progress<'a> {
     /// Takes `count` steps: the first one's number, and whether they are the last of `all`.
     fn advance(&self, count: usize, all: usize) -> (usize, bool) {
         let step = self.words[word::STEP].load(Relaxed);
-        let next = step + count as u64;
+        let next = step.wrapping_add(count as u64);
         self.words[word::STEP].store(next, Relaxed);
         (usize::try_from(step).unwrap_or(all), next >= all as u64)
     }
 
+    /// The words from `at` on.
+    fn words(&self, at: usize) -> &[AtomicU64] {
+        self.words.get(at..).unwrap_or_default()
+    }
+
     fn bytes(&self, at: usize) -> FieldBytes {
         let mut bytes = FieldBytes::default();
-        for (to, word) in bytes.chunks_exact_mut(8).zip(&self.words[at..]) {
-            to.copy_from_slice(&word.load(Relaxed).to_le_bytes());
+        for (to, word) in bytes.chunks_exact_mut(8).zip(self.words(at)) {
+            for (to, byte) in to.iter_mut().zip(word.load(Relaxed).to_le_bytes()) {
+                *to = byte;
+            }
         }
         bytes
     }
 
     fn set_bytes(&self, at: usize, bytes: &FieldBytes) {
-        for (from, word) in bytes.chunks_exact(8).zip(&self.words[at..]) {
+        for (from, word) in bytes.chunks_exact(8).zip(self.words(at)) {
             word.store(from.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)), Relaxed);
         }
     }
@@ -130,7 +137,11 @@ impl<'a> Progress<'a> {
 
     /// The signature, if it is there.
     pub(super) fn signature(&self) -> Option<Signature> {
-        (self.phase() == Phase::Done).then(|| core::array::from_fn(|n| self.words[word::R + n].load(Relaxed)))
+        let mut signature = Signature::default();
+        for (to, word) in signature.iter_mut().zip(self.words(word::R)) {
+            *to = word.load(Relaxed);
+        }
+        (self.phase() == Phase::Done).then_some(signature)
     }
 
     /// Forgets everything.
@@ -151,18 +162,18 @@ impl<'a> Progress<'a> {
 }
 
 /// A key that signs.
-pub(super) struct Signer {
+pub(super) struct Signer<'m> {
     scalar: Scalar,
-    comb: Comb,
+    comb: &'m Comb,
     key: Key,
 }
 
-impl Signer {
-    /// The signer of a private key, big-endian; `None` if it is zero or not below the group's order.
-    pub(super) fn new(private_key: &[u8; 48]) -> Option<Self> {
+impl<'m> Signer<'m> {
+    /// The signer of a private key, big-endian, with a table for its use; `None` if it is zero or not below the group's order.
+    pub(super) fn new(private_key: &[u8; 48], comb: &'m mut Comb) -> Option<Self> {
         let bytes = FieldBytes::from(*private_key);
         let scalar: NonZeroScalar = Option::from(NonZeroScalar::from_repr(bytes))?;
-        let comb = Comb::new();
+        comb.fill();
         let point = (0..COLUMNS).fold(Point::NEUTRAL, |sum, at| comb.step(&sum, &bytes, at));
         let exponent = inverting_exponent::<FieldElement>();
         let inverse = (0..INVERSION_STEPS)
@@ -193,8 +204,8 @@ impl Signer {
             Phase::Multiply => {
                 let nonce = progress.bytes(word::NONCE);
                 let (first, last) = progress.advance(COLUMNS_PER_SLICE, COLUMNS);
-                let sum = (first..first + COLUMNS_PER_SLICE)
-                    .fold(progress.point(), |sum, at| self.comb.step(&sum, &nonce, at));
+                let sum = (0..COLUMNS_PER_SLICE)
+                    .fold(progress.point(), |sum, n| self.comb.step(&sum, &nonce, first.wrapping_add(n)));
                 progress.set_point(&sum);
                 if last {
                     progress.start(Phase::InvertZ);
@@ -239,7 +250,8 @@ mod tests {
     fn signatures_are_those_of_the_crate_whatever_is_signed() {
         for n in 0..8u8 {
             let private: [u8; 48] = Sha384::digest([n]).into();
-            let signer = Signer::new(&private).unwrap();
+            let mut comb = Comb::EMPTY;
+            let signer = Signer::new(&private, &mut comb).unwrap();
             let key = SigningKey::from_slice(&private).unwrap();
             let digest = Sha384::digest([n, 1]);
             let words = [const { AtomicU64::new(0) }; WORDS];
@@ -262,8 +274,9 @@ mod tests {
 
     #[test]
     fn what_is_no_private_key_is_refused() {
-        assert!(Signer::new(&[0; 48]).is_none());
-        assert!(Signer::new(&[0xFF; 48]).is_none());
-        assert!(Signer::new(&NistP384::ORDER.to_be_byte_array().into()).is_none());
+        for bytes in [[0; 48], [0xFF; 48], NistP384::ORDER.to_be_byte_array().into()] {
+            let mut comb = Comb::EMPTY;
+            assert!(Signer::new(&bytes, &mut comb).is_none());
+        }
     }
 }

@@ -58,16 +58,15 @@ struct Cbor<'s>(&'s mut dyn FnMut(&[u8]));
 
 impl Cbor<'_> {
     fn head(&mut self, major: u8, value: u64) {
-        let bytes = value.to_be_bytes();
-        let (info, len) = match value {
-            0..24 => return (self.0)(&[major << 5 | bytes[7]]),
-            24..0x100 => (24, 1),
-            0x100..0x1_0000 => (25, 2),
-            0x1_0000..0x1_0000_0000 => (26, 4),
-            _ => (27, 8),
-        };
-        (self.0)(&[major << 5 | info]);
-        (self.0)(&bytes[8 - len..]);
+        let major = major << 5;
+        let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
+        match value {
+            0..24 => (self.0)(&[major | h]),
+            24..0x100 => (self.0)(&[major | 24, h]),
+            0x100..0x1_0000 => (self.0)(&[major | 25, g, h]),
+            0x1_0000..0x1_0000_0000 => (self.0)(&[major | 26, e, f, g, h]),
+            _ => (self.0)(&[major | 27, a, b, c, d, e, f, g, h]),
+        }
     }
 
     fn string(&mut self, major: u8, bytes: &[u8]) {
@@ -86,10 +85,15 @@ impl Cbor<'_> {
     }
 }
 
+/// The bytes of a measurement that its algorithm gives.
+fn digest(algorithm: HashAlgorithm, value: &Measurement) -> &[u8] {
+    value.as_bytes().get(..algorithm.digest_len()).unwrap_or_default()
+}
+
 /// Bytes that `write` writes.
 fn length(write: impl FnOnce(&mut dyn FnMut(&[u8]))) -> u64 {
-    let mut length = 0;
-    write(&mut |bytes| length += bytes.len() as u64);
+    let mut length = 0u64;
+    write(&mut |bytes| length = length.wrapping_add(bytes.len() as u64));
     length
 }
 
@@ -107,7 +111,7 @@ pub(super) struct Token<'a> {
 impl Token<'_> {
     /// The Realm token's claims.
     fn claims(&self, to: &mut dyn FnMut(&[u8])) {
-        let digest = self.algorithm.digest_len();
+        let digest = |value| digest(self.algorithm, value);
         let algorithm = match self.algorithm {
             HashAlgorithm::Sha256 => "sha-256",
             HashAlgorithm::Sha512 => "sha-512",
@@ -120,11 +124,11 @@ impl Token<'_> {
         cbor.text_claim(claim::HASH_ALGORITHM, algorithm);
         cbor.text_claim(claim::PUBLIC_KEY_HASH_ALGORITHM, "sha-256");
         cbor.text_claim(claim::PROFILE, PROFILE);
-        cbor.claim(claim::INITIAL_MEASUREMENT, &self.rim.as_bytes()[..digest]);
+        cbor.claim(claim::INITIAL_MEASUREMENT, digest(&self.rim));
         cbor.head(major::UNSIGNED, claim::EXTENSIBLE_MEASUREMENTS);
         cbor.head(major::ARRAY, self.rems.len() as u64);
         for rem in &self.rems {
-            cbor.string(major::BYTES, &rem.as_bytes()[..digest]);
+            cbor.string(major::BYTES, digest(rem));
         }
     }
 

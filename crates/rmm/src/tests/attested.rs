@@ -2,6 +2,7 @@
 //! verified with `ring`, which share no code with the RMM's.
 
 use core::sync::atomic::Ordering::Relaxed;
+use std::boxed::Box;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::vec;
 use std::vec::Vec;
@@ -15,8 +16,8 @@ use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 
 use super::host::{Host, SHARED, TestRealm, TestRec};
 use super::std;
-use crate::Attestation;
 use crate::platform::{Platform as _, RealmExit};
+use crate::{Attestation, Comb};
 
 const INIT: u64 = rsi::fid::ATTESTATION_TOKEN_INIT;
 const CONTINUE: u64 = rsi::fid::ATTESTATION_TOKEN_CONTINUE;
@@ -33,11 +34,17 @@ fn measured() -> Measured {
     Measured { monitor: [1; 32], rmm: [2; 32] }
 }
 
+fn attestation() -> Attestation<'static> {
+    // A leak of 2 KiB per test.
+    let table = Box::leak(Box::new(Comb::EMPTY));
+    Attestation::new(&realm_key(&measured().rmm), table).unwrap()
+}
+
 /// The monitor's token for the Realm key.
 fn platform_part() -> &'static [u8] {
     static TOKEN: OnceLock<Vec<u8>> = OnceLock::new();
     TOKEN.get_or_init(|| {
-        let challenge = Attestation::new(&realm_key(&measured().rmm)).unwrap().challenge();
+        let challenge = attestation().challenge();
         let mut token = [0; TOKEN_MAX];
         let len = platform_token(&measured(), &challenge, &mut token).unwrap();
         token[..len].to_vec()
@@ -45,7 +52,7 @@ fn platform_part() -> &'static [u8] {
 }
 
 fn give_key(host: &mut Host) {
-    let mut attestation = Attestation::new(&realm_key(&measured().rmm)).unwrap();
+    let mut attestation = attestation();
     attestation.set_platform_token(platform_part());
     host.rmm.set_attestation(attestation);
 }
