@@ -45,8 +45,16 @@ const IMAGES: &[Audit] = &[Audit {
         ("rmm_image::mmu::Tables::map", "boot"),
         ("rmm_boot::manifest::", "boot"),
         ("rmm_image::percpu::init", "boot"),
-        ("rmm::attestation::", "offsets in its own buffers"),
-        ("core::ops::function::FnOnce::call_once", "attestation's boot, called through a table"),
+        (
+            "rmm::attestation::Attestation::challenge",
+            "the length of a hashed message, from the hash, inlined",
+        ),
+        ("rmm::attestation::<impl rmm::Rmm<P>>::token_continue::", "likewise"),
+        ("core::ops::function::FnOnce::call_once", "likewise: the closure that hashes a token"),
+        (
+            "rmm::attestation::sign::Signer::slice",
+            "likewise; and the negation of 0 or 1, in constant-time selection",
+        ),
         ("<digest::", "lengths of messages far below 2^61 bytes"),
         ("<hmac::", "likewise"),
         ("rfc6979::", "likewise"),
