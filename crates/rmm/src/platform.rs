@@ -238,8 +238,7 @@ pub trait Platform: Sync {
     /// between `rec_load` and `rec_save`. If it was called, `rec_save` saves and restores them too.
     fn debug_load(&self, cpu: usize, ctx: &RecContext<'_>);
 
-    /// The same for the performance monitors, of which the REC has as many event counters as MDCR_EL2.HPMN in its
-    /// context says.
+    /// The same for the performance monitors. The REC has as many event counters as MDCR_EL2.HPMN in its context says.
     fn pmu_load(&self, cpu: usize, ctx: &RecContext<'_>);
 
     /// A line for the RMM's console.

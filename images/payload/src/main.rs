@@ -142,6 +142,7 @@ extern "C" fn primary() -> ! {
     if rmm {
         bench();
         realm::life(timed_nothing());
+        realm::suites();
         STORM.store(true, Ordering::Release);
         other_cpus(rmm, 3..=3);
         storm::report(cpus);

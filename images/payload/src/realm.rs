@@ -3,11 +3,22 @@
 //! The Realm's program ([`realm_program`]) does one thing per host call: what the host wrote into the call's first
 //! registers.
 
+mod build;
+mod counters;
+mod cpu;
+mod debug;
+mod faults;
+mod guest;
+mod interrupts;
+mod psci;
+mod registers;
+mod vectors;
+
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::ops::ControlFlow;
 
-use cca_abi::psci;
+use cca_abi::psci as host_psci;
 use cca_abi::rmi::{self, ExitReason, RealmParams, RecEnter, RecExit, RecParams, RecRun, fid};
 use cca_abi::rsi::HostCall;
 
@@ -205,6 +216,17 @@ fn expect_exit(name: &str, got: ExitReason, wanted: ExitReason) -> ControlFlow<(
     }
 }
 
+/// What only a running Realm can show: each suite builds Realms of its own.
+pub(crate) fn suites() {
+    let _ = registers::suite();
+    let _ = vectors::suite();
+    let _ = counters::suite();
+    let _ = debug::suite();
+    let _ = interrupts::suite();
+    let _ = psci::suite();
+    let _ = faults::suite();
+}
+
 /// The whole life.
 pub(crate) fn life(nothing: u64) {
     let built = build(nothing);
@@ -298,7 +320,7 @@ fn run(nothing: u64) -> ControlFlow<()> {
     }
     let (reason, _) = enter(command::OFF, 0, 0)?;
     expect_exit("realm-switches-off", reason, ExitReason::Psci)?;
-    expect("realm-switches-off", exit(offset_of!(RecExit, gprs)), psci::fid::SYSTEM_OFF);
+    expect("realm-switches-off", exit(offset_of!(RecExit, gprs)), host_psci::fid::SYSTEM_OFF);
     let again = smc_timed(fid::REC_ENTER, [pa(Page::Rec), pa(Page::Run), 0, 0, 0]).x[0];
     expect("realm-stays-off", again, rmi::Status::ErrorRealm(1).to_register());
     ControlFlow::Continue(())

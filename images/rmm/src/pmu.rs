@@ -1,17 +1,16 @@
 //! Performance monitors: the host's stand still while a REC is loaded, and make room only for a REC that uses its own.
 //!
-//! A REC has the event counters below MDCR_EL2.HPMN and the cycle counter. The others stay the host's and do not count,
-//! because MDCR_EL2.HPME is clear.
+//! A REC has the event counters below MDCR_EL2.HPMN and the cycle counter. All others are switched, too: not every CPU
+//! keeps EL1 from them. They do not count, because MDCR_EL2.HPME is clear.
 
 use crate::percpu::PerCpu;
+use crate::world::counters;
 use rmm::context::{RecContext, word};
 
 /// PMCR_EL0.E: counters run.
 const PMCR_E: u64 = 1;
 /// PMCR_EL0.P and C reset counters; they are actions, not state.
 const PMCR_RESETS: u64 = 1 << 1 | 1 << 2;
-/// MDCR_EL2.HPMN.
-const HPMN: u64 = 0x1F;
 
 /// The host's monitors while a REC's are loaded.
 #[derive(Default)]
@@ -74,7 +73,7 @@ pub(crate) fn load(cpu: &mut PerCpu, ctx: &RecContext<'_>) {
     host.overflows = read_reg!("pmovsset_el0");
     host.cycles = read_reg!("pmccntr_el0");
     host.cycle_filter = read_reg!("pmccfiltr_el0");
-    let count = ctx.get(word::MDCR_EL2) & HPMN;
+    let count = counters();
     macro_rules! swap_in {
         ($count:expr; $($n:literal $counter:literal $type:literal),*) => {
             'done: { $(
@@ -113,7 +112,7 @@ fn save(host: &mut HostPmu, ctx: &RecContext<'_>) {
     ctx.set(word::PMOVS, read_reg!("pmovsset_el0"));
     ctx.set(word::PMCCNTR, read_reg!("pmccntr_el0"));
     ctx.set(word::PMCCFILTR, read_reg!("pmccfiltr_el0"));
-    let count = ctx.get(word::MDCR_EL2) & HPMN;
+    let count = counters();
     macro_rules! swap_out {
         ($count:expr; $($n:literal $counter:literal $type:literal),*) => {
             'done: { $(
