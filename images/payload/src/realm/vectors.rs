@@ -21,8 +21,8 @@ global_asm!(
 .arch_extension sve
 .section .text.realm_vectors, "ax"
 // x0: seed.
-.global vectors_fill
-vectors_fill:
+.global sve_fill
+sve_fill:
     .irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     index   z\n\().d, x0, #(\n % 15 + 1)
     add     x0, x0, #0x101
@@ -35,15 +35,15 @@ vectors_fill:
     index   z31.d, x0, #3
     ret
 // FFR becomes the first x0 bytes.
-.global vectors_fill_ffr
-vectors_fill_ffr:
+.global sve_fill_ffr
+sve_fill_ffr:
     setffr
     whilelo p15.b, xzr, x0
     wrffr   p15.b
     ret
 // x0: buffer, x1: FFR too?
-.global vectors_store
-vectors_store:
+.global sve_store
+sve_store:
     .irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     str     z\n, [x0, #\n, mul vl]
     .endr
@@ -57,18 +57,18 @@ vectors_store:
     str     p0, [x0, #16, mul vl]
     ldr     p0, [x0]
 1:  ret
-.global vectors_bytes
-vectors_bytes:
+.global sve_bytes
+sve_bytes:
     rdvl    x0, #1
     ret
 "#
 );
 
 unsafe extern "C" {
-    fn vectors_fill(seed: u64);
-    fn vectors_fill_ffr(bytes: u64);
-    fn vectors_store(to: *mut u64, ffr: bool);
-    fn vectors_bytes() -> u64;
+    fn sve_fill(seed: u64);
+    fn sve_fill_ffr(bytes: u64);
+    fn sve_store(to: *mut u64, ffr: bool);
+    fn sve_bytes() -> u64;
 }
 
 /// A number that depends on every bit of all vector registers at the present length.
@@ -81,7 +81,7 @@ fn digest(ffr: bool) -> u64 {
         for n in 0..BYTES / 8 {
             words.add(n).write_volatile(0);
         }
-        vectors_store(words, ffr);
+        sve_store(words, ffr);
         for n in 0..BYTES / 8 {
             digest = digest.rotate_left(5).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ words.add(n).read_volatile();
         }
@@ -95,7 +95,7 @@ fn lengths(zcr: u64) -> (u64, u64) {
     // SAFETY: only changes the vector length.
     unsafe {
         asm!("msr S3_0_C1_C2_0, {0}", "isb", "mrs {0}, S3_0_C1_C2_0", inout(reg) zcr => now, options(nostack));
-        (now, vectors_bytes())
+        (now, sve_bytes())
     }
 }
 
@@ -119,8 +119,8 @@ extern "C" fn with_sve(bytes: u64) {
     for round in 0..3u64 {
         // SAFETY: vector registers, which compiled code does not use.
         unsafe {
-            vectors_fill(0x5EC2_0000 * (round + 1));
-            vectors_fill_ffr(bytes - 3 - round);
+            sve_fill(0x5EC2_0000 * (round + 1));
+            sve_fill_ffr(bytes - 3 - round);
         }
         let before = digest(true);
         step(round, [0, 0]);
@@ -192,8 +192,8 @@ fn host_mode(zcr: u64, streaming: bool) {
 fn keep(realm: &Realm, streaming: bool, seed: u64) -> ControlFlow<()> {
     // SAFETY: as in `host_mode`.
     unsafe {
-        vectors_fill(seed);
-        vectors_fill_ffr(seed % 13 + 1);
+        sve_fill(seed);
+        sve_fill_ffr(seed % 13 + 1);
     }
     let before = digest(true);
     realm.step(0)?;
@@ -247,7 +247,7 @@ fn residue() -> ControlFlow<()> {
     // SAFETY: as in `digest`.
     let left = unsafe {
         let words = (&raw mut (*buffer).0).cast::<u64>();
-        vectors_store(words, false);
+        sve_store(words, false);
         (7 * 32 + 2..8 * 32).any(|n| words.add(n).read_volatile() == u64::MAX)
     };
     host_expect("nothing-of-a-realm-in-longer-vectors", u64::from(left), 0);
