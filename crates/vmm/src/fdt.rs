@@ -3,12 +3,13 @@
 use vm_fdt::FdtWriter;
 
 use crate::layout::{
-    DTB_SIZE, GICD_BASE, GICD_SIZE, Layout, PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_FIRST_SPI, PCI_MMIO_BASE,
-    PCI_MMIO_SIZE, PCI_SLOTS, RAM_BASE, UART_SIZE, UART_SPI, UART0_BASE, mpidr,
+    DTB_SIZE, GICD_BASE, GICD_SIZE, ITS_SIZE, Layout, PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_FIRST_SPI,
+    PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, RAM_BASE, UART_SIZE, UART_SPI, UART0_BASE, mpidr,
 };
 use crate::{Error, Result};
 
 const GIC_PHANDLE: u32 = 1;
+const ITS_PHANDLE: u32 = 2;
 const SPI: u32 = 0;
 const PPI: u32 = 1;
 const LEVEL_HIGH: u32 = 4;
@@ -122,6 +123,14 @@ fn write_gic(fdt: &mut FdtWriter, layout: &Layout) -> Written {
     fdt.property_phandle(GIC_PHANDLE)?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    let its = fdt.begin_node(&format!("msic@{:x}", layout.its()))?;
+    fdt.property_string("compatible", "arm,gic-v3-its")?;
+    fdt.property_null("msi-controller")?;
+    fdt.property_u32("#msi-cells", 1)?;
+    fdt.property_array_u64("reg", &[layout.its(), ITS_SIZE])?;
+    fdt.property_phandle(ITS_PHANDLE)?;
+    fdt.end_node(its)?;
     fdt.end_node(gic)
 }
 
@@ -154,6 +163,8 @@ fn write_pci(fdt: &mut FdtWriter) -> Written {
     let window = [MEMORY_32, 0, low(PCI_MMIO_BASE), 0, low(PCI_MMIO_BASE), 0, low(PCI_MMIO_SIZE)];
     fdt.property_array_u32("ranges", &window)?;
     fdt.property_null("dma-coherent")?;
+    // A function's messages carry its number on the bus.
+    fdt.property_array_u32("msi-map", &[0, ITS_PHANDLE, 0, 0x1_0000])?;
     let mut map = Vec::new();
     for (slot, spi) in (0..PCI_SLOTS).zip(PCI_FIRST_SPI..) {
         let address = u32::try_from(slot).unwrap_or(0) << SLOT_SHIFT;

@@ -13,6 +13,10 @@ pub const GICD_BASE: u64 = 0x3fff_0000;
 pub const GICD_SIZE: u64 = 0x1_0000;
 /// Size of one CPU's redistributor: two 64 KiB frames.
 pub const GICR_SIZE: u64 = 0x2_0000;
+/// Size of the ITS: control and translation frame. It lies directly below the redistributors.
+pub const ITS_SIZE: u64 = 0x2_0000;
+/// Where devices write their messages, from the start of the ITS on.
+pub const ITS_TRANSLATER: u64 = 0x1_0040;
 /// The serial port.
 pub const UART0_BASE: u64 = 0x0100_0000;
 /// Bytes of registers that the serial port has.
@@ -125,6 +129,12 @@ impl Layout {
         (GICD_BASE - size, size)
     }
 
+    /// Start of the ITS.
+    #[must_use]
+    pub fn its(&self) -> u64 {
+        self.redistributors().0 - ITS_SIZE
+    }
+
     /// The bit which a Realm sets in an address to reach shared memory or a device.
     #[must_use]
     pub const fn shared_bit(&self) -> u64 {
@@ -163,6 +173,7 @@ mod tests {
         assert_eq!(layout.ipa_bits, 33);
         assert_eq!(layout.shared_bit(), 0x1_0000_0000);
         assert_eq!(layout.redistributors(), (0x3ffd_0000, 0x2_0000));
+        assert_eq!(layout.its(), 0x3ffb_0000);
     }
 
     #[test]

@@ -190,8 +190,12 @@ fn create_gic(vm: &Vm, layout: &Layout) -> Result<()> {
         &mut redistributors,
         "placing the GIC's redistributors",
     )?;
+    let its = vm.create_device(device_type::ARM_VGIC_ITS)?;
+    let mut frame = layout.its();
+    its.set(vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, &mut frame, "placing the ITS")?;
     let mut interrupts = GIC_INTERRUPTS;
     gic.set(vgic_attr::GRP_NR_IRQS, 0, &mut interrupts, "setting the GIC's number of interrupts")?;
     let mut nothing = 0u64;
-    gic.set(vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, &mut nothing, "initializing the GIC")
+    gic.set(vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, &mut nothing, "initializing the GIC")?;
+    its.set(vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, &mut nothing, "initializing the ITS")
 }
