@@ -87,7 +87,9 @@ impl<K: Kernel> Device<K> {
             }
             // It works from its address on; this is where KVM allocates.
             (vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, ioctl::SET_DEVICE_ATTR) => {}
-            (vgic_attr::GRP_CTRL, ITS_CTRL_RESET, ioctl::SET_DEVICE_ATTR) => its.reset(vgic),
+            (vgic_attr::GRP_CTRL, ITS_CTRL_RESET, ioctl::SET_DEVICE_ATTR) => {
+                self.vm.irqs.kick(&its.reset(vgic, &*self.vm));
+            }
             (vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, _)
             | (vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT | ITS_CTRL_RESET, ioctl::HAS_DEVICE_ATTR) => {}
             // Saving and restoring state is not for Realms.

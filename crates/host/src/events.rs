@@ -16,17 +16,24 @@ use crate::errno::{Errno, Result};
 use crate::irqchip::Irqs;
 use crate::kernel::{EventFd, Kernel, Mutex, Page, SpinLock, read_user, reserve};
 use crate::routing::{MAX_ROUTES, Route, Routing};
+use crate::vgic::Remembered;
 use crate::vm::Vm;
 
 /// Most irqfds, ioeventfds and coalesced zones of a VM, each.
 const MAX_EVENTS: usize = 4096;
+
+/// What an irqfd's signal needs.
+struct Wire<K: Kernel> {
+    route: SpinLock<K, Route>,
+    remembered: Remembered,
+}
 
 /// An eventfd that raises a GSI. Dropping it unhooks it.
 struct Irqfd<K: Kernel> {
     event: K::EventFd,
     gsi: u32,
     /// Where the GSI leads now.
-    route: Arc<SpinLock<K, Route>>,
+    wire: Arc<Wire<K>>,
     resample: Option<K::EventFd>,
     /// Only for its end.
     _watch: K::Watch,
@@ -174,7 +181,7 @@ impl<K: Kernel> Registered<K> {
         }
         for irqfd in &gone {
             let shared = self.irqfds.iter().any(|other| other.gsi == irqfd.gsi && other.resample.is_some());
-            if let (Some(_), false, Route::Spi(intid)) = (&irqfd.resample, shared, *irqfd.route.lock()) {
+            if let (Some(_), false, Route::Spi(intid)) = (&irqfd.resample, shared, *irqfd.wire.route.lock()) {
                 // Nobody would lower the line any more.
                 irqs.drive_spi(intid, false);
             }
@@ -278,21 +285,23 @@ impl<K: Kernel> Vm<K> {
             return Err(Errno::ENOSPC);
         }
         reserve(&mut registered.irqfds, 1)?;
-        let route = Arc::new(SpinLock::<K, _>::new(registered.routing.find(gsi)));
-        let (irqs, own, level) = (self.irqs.clone(), route.clone(), resample.is_some());
+        let route = SpinLock::<K, _>::new(registered.routing.find(gsi));
+        let wire = Arc::new(Wire { route, remembered: Remembered::default() });
+        let (irqs, own, level) = (self.irqs.clone(), wire.clone(), resample.is_some());
         let fire = move || {
-            let route = *own.lock();
-            match route {
+            // Under the lock, so that nothing of an earlier route is remembered for a later one.
+            let route = own.route.lock();
+            match *route {
                 // A level stays until the guest has ended the interrupt.
                 Route::Spi(intid) if level => irqs.drive_spi(intid, true),
                 Route::Spi(intid) => irqs.pulse_spi(intid),
                 // Whoever does not listen misses it.
-                Route::Msi(msi) => drop(irqs.message(&msi)),
+                Route::Msi(msi) => drop(irqs.message(&msi, Some(&own.remembered))),
                 Route::None => {}
             }
         };
         let watch = self.kernel.watch(&event, Box::new(fire))?;
-        registered.irqfds.push(Irqfd { event, gsi, route, resample, _watch: watch });
+        registered.irqfds.push(Irqfd { event, gsi, wire, resample, _watch: watch });
         // A level that has risen already, and whose end came before this, is seen at the next one.
         registered.publish(&self.events.generation).inspect_err(|_| {
             drop(registered.irqfds.pop());
@@ -366,7 +375,9 @@ impl<K: Kernel> Vm<K> {
             return Err(errno);
         }
         for irqfd in &registered.irqfds {
-            *irqfd.route.lock() = registered.routing.find(irqfd.gsi);
+            let mut route = irqfd.wire.route.lock();
+            *route = registered.routing.find(irqfd.gsi);
+            irqfd.wire.remembered.forget();
         }
         Ok(0)
     }

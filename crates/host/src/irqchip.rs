@@ -11,7 +11,7 @@ use crate::errno::{Errno, Result};
 use crate::kernel::{Kernel, reserve};
 use crate::routing::{FIRST_SPI, Msi};
 use crate::vcpu::Vcpu;
-use crate::vgic::{AttrError, Its, Limits, VcpuSet, Vgic};
+use crate::vgic::{AttrError, Its, Limits, Remembered, VcpuSet, Vgic};
 use crate::vm::Vm;
 
 impl From<AttrError> for Errno {
@@ -74,12 +74,12 @@ impl<K: Kernel> Irqs<K> {
         }
     }
 
-    /// Delivers a message. Any context. 1 if it became an interrupt, 0 if the guest has not asked for it.
+    /// Delivers a message, whose sender may remember where it went. Any context. 1 if it became an interrupt, 0 if the guest has not asked for it.
     ///
     /// # Errors
     /// `ENODEV` without an ITS; `EINVAL` if the address is not its doorbell or the device is not named; `EBUSY` while the
     /// guest has it switched off.
-    pub(crate) fn message(&self, msi: &Msi) -> Result {
+    pub(crate) fn message(&self, msi: &Msi, remembered: Option<&Remembered>) -> Result {
         let its = self.its.get().ok_or(Errno::ENODEV)?;
         let vgic = self.ready()?;
         let device = msi.device.ok_or(Errno::EINVAL)?;
@@ -90,7 +90,7 @@ impl<K: Kernel> Irqs<K> {
         if !its.is_enabled() {
             return Err(Errno::EBUSY);
         }
-        let Some(kicked) = its.signal(vgic, device, msi.data) else { return Ok(0) };
+        let Some(kicked) = its.signal(vgic, device, msi.data, remembered) else { return Ok(0) };
         self.kick(&kicked);
         Ok(1)
     }
@@ -135,7 +135,7 @@ impl<K: Kernel> Vm<K> {
             return Err(Errno::EINVAL);
         }
         let msi = Msi::new(msi.address_lo, msi.address_hi, msi.data, msi.flags, msi.devid);
-        self.irqs.message(&msi)
+        self.irqs.message(&msi, None)
     }
 }
 

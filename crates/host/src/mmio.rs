@@ -69,6 +69,11 @@ impl<K: Kernel> GuestMemory for Vm<K> {
         };
         self.kernel.copy_from_user(user_address, to).is_ok()
     }
+
+    fn pause(&self) -> bool {
+        self.kernel.cond_resched();
+        !self.kernel.is_killed()
+    }
 }
 
 impl<K: Kernel> Runner<'_, K> {
@@ -76,9 +81,9 @@ impl<K: Kernel> Runner<'_, K> {
         let kicked: Option<VcpuSet> = self.vgic.mmio_write(gpa, len, value);
         if let Some(kicked) = kicked {
             self.vm.irqs.kick(&kicked);
-            if self.vgic.take_lpis_enabled() {
-                if let Some(its) = self.vm.irqs.its.get() {
-                    self.vm.irqs.kick(&its.reload(self.vgic, self.vm));
+            if let Some(its) = self.vm.irqs.its.get() {
+                while let Some(vcpu) = self.vgic.take_lpis_enabled() {
+                    self.vm.irqs.kick(&its.enabled_at(self.vgic, self.vm, vcpu));
                 }
             }
             return true;

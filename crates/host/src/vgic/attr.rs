@@ -342,7 +342,7 @@ impl<R: RawMutex> Vgic<R> {
         let lpis = self.has_its.load(Ordering::SeqCst);
         let state = State {
             cpus: (0..affinities.len()).map(|index| Mutex::new(Cpu::new(index, lpis))).collect(),
-            dist: Mutex::new(Dist::new(nr_irqs, affinities.clone(), lpis)),
+            dist: Dist::new(nr_irqs, affinities.clone(), lpis),
             affinities,
         };
         self.state.call_once(move || state);

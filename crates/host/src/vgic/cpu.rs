@@ -18,8 +18,10 @@ pub(super) struct Cpu {
     pub(super) has_lpis: bool,
     /// `GICR_CTLR.EnableLPIs`.
     pub(super) lpis_enabled: bool,
-    /// `GICR_PENDBASER`: LPIs stay pending here, not in the guest's table.
+    /// `GICR_PENDBASER`: read when LPIs are enabled, never written.
     pub(super) pendbaser: u64,
+    /// Its PTZ: nothing is pending in the table.
+    pub(super) pending_zero: bool,
     /// The INTID in each list register between flush and sync.
     pub(super) loaded: [u16; MAX_LRS],
     pub(super) nr_loaded: usize,
@@ -39,6 +41,7 @@ impl Cpu {
             has_lpis,
             lpis_enabled: false,
             pendbaser: 0,
+            pending_zero: false,
             loaded: [0; MAX_LRS],
             nr_loaded: 0,
             cpu_interface: Vmcr::from_bits(0),

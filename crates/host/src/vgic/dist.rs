@@ -1,167 +1,212 @@
-//! The distributor: shared peripheral interrupts, their routing, and the group enables.
+//! The distributor: shared peripheral interrupts, where they are routed, and the registers for them. And the state that
+//! LPIs share with it.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+
+use lock_api::RawMutex;
 
 use super::cpu::NR_PRIVATE;
 use super::irq::{Groups, Irq, Trigger};
-use super::lpi::{self, Lpis};
+use super::lpi;
 use super::mmio::{Bank, BankReg, IIDR, PIDR2, PIDR2_OFFSET, part, replace_part};
-use super::types::{Bits, VcpuSet};
+use super::shared::{Attention, Shared, Table};
+use super::types::{AtomicVcpuSet, VcpuSet};
 
 /// INTIDs from here on are special or reserved.
 const SPI_END: usize = 1020;
-const WORDS: usize = 1024 / 64;
 
 /// `GICD_IROUTER<n>`: any participating vCPU may take the interrupt.
 const ROUTE_ANY: u64 = 1 << 31;
 /// The affinity fields of `GICD_IROUTER<n>` and MPIDR.
 pub(super) const AFFINITY_MASK: u64 = 0xff_00ff_ffff;
 
-/// One SPI.
-pub(super) struct Spi {
-    pub(super) irq: Irq,
-    route: u64,
-    /// The vCPU that `route` leads to.
-    target: Option<u16>,
-    /// The vCPU at which it is active, or whose list registers have it.
-    owner: Option<u16>,
-}
-
-pub(super) struct Dist {
-    pub(super) groups: Groups,
+pub(super) struct Dist<R: RawMutex> {
+    /// `GICD_CTLR`: bit 0 group 0, bit 1 group 1.
+    groups: AtomicU8,
     nr_irqs: usize,
-    spis: Vec<Spi>,
+    table: Table<R>,
     affinities: Vec<u64>,
-    /// SPIs that a vCPU has to look at, by INTID: pending, active, or in a list register.
-    busy: [u64; WORDS],
+    /// By vCPU.
+    attention: Vec<Attention>,
     /// vCPUs whose redistributor is asleep; they take no part in 1-of-N distribution.
-    asleep: VcpuSet,
-    pub(super) lpis: Lpis,
+    asleep: AtomicVcpuSet,
+    /// There are LPIs.
+    pub(super) has_lpis: bool,
+    /// vCPUs with `GICR_CTLR.EnableLPIs`.
+    pub(super) lpis_enabled_at: AtomicVcpuSet,
+    /// `GICR_PROPBASER`, which all redistributors share.
+    pub(super) propbaser: AtomicU64,
 }
 
-impl Dist {
+impl<R: RawMutex> Dist<R> {
     /// `nr_irqs` INTIDs, the private ones included; affinities are those of the vCPUs.
-    pub(super) fn new(nr_irqs: usize, affinities: Vec<u64>, lpis: bool) -> Dist {
-        let nr_spis = nr_irqs.min(SPI_END).saturating_sub(NR_PRIVATE);
-        let mut dist = Dist {
-            groups: Groups::default(),
-            nr_irqs,
-            spis: Vec::with_capacity(nr_spis),
+    pub(super) fn new(nr_irqs: usize, affinities: Vec<u64>, has_lpis: bool) -> Dist<R> {
+        let end = if has_lpis { lpi::END } else { 1024 };
+        let attention = affinities.iter().map(|_| Attention::new(end)).collect();
+        let dist = Dist {
+            groups: AtomicU8::new(0),
+            nr_irqs: nr_irqs.min(SPI_END.next_multiple_of(32)),
+            table: Table::new(end),
             affinities,
-            busy: [0; WORDS],
-            asleep: VcpuSet::EMPTY,
-            lpis: Lpis::new(lpis),
+            attention,
+            asleep: AtomicVcpuSet::new(),
+            has_lpis,
+            lpis_enabled_at: AtomicVcpuSet::new(),
+            propbaser: AtomicU64::new(0),
         };
-        for intid in NR_PRIVATE..NR_PRIVATE + nr_spis {
-            let irq = Irq::new(Trigger::Level);
+        for intid in dist.spis() {
+            dist.table.prepare(intid, Trigger::Level);
             let target = dist.resolve(intid, 0);
-            dist.spis.push(Spi { irq, route: 0, target, owner: None });
+            if let Some(spi) = dist.table.get(intid) {
+                spi.lock().target = target;
+            }
         }
         dist
     }
 
-    pub(super) fn spi(&self, intid: usize) -> Option<&Spi> {
-        self.spis.get(intid.checked_sub(NR_PRIVATE)?)
+    fn spis(&self) -> core::ops::Range<usize> {
+        NR_PRIVATE..self.nr_irqs.min(SPI_END)
     }
 
-    fn spi_mut(&mut self, intid: usize) -> Option<&mut Spi> {
-        self.spis.get_mut(intid.checked_sub(NR_PRIVATE)?)
+    pub(super) fn is_spi(&self, intid: usize) -> bool {
+        self.spis().contains(&intid)
     }
 
-    /// The SPIs and LPIs that concern `vcpu`, and whether each may become pending there.
-    pub(super) fn busy_at(&self, vcpu: usize) -> impl Iterator<Item = (u16, &Irq, bool)> + '_ {
-        let intids =
-            self.busy.iter().enumerate().flat_map(|(i, &word)| Bits::new(word).map(move |bit| i * 64 + bit));
-        let spis = intids.filter_map(move |intid| {
-            let spi = self.spi(intid)?;
-            let targeted = spi.target.is_some_and(|target| usize::from(target) == vcpu);
-            let here = spi.owner.map_or(targeted, |owner| usize::from(owner) == vcpu);
-            if here {
-                Some((u16::try_from(intid).ok()?, &spi.irq, targeted || !spi.irq.is_active()))
-            } else {
-                None
+    /// Makes room for an LPI. Process context.
+    pub(super) fn prepare_lpi(&self, intid: usize) -> bool {
+        self.has_lpis && intid >= lpi::FIRST && self.table.prepare(intid, Trigger::Edge)
+    }
+
+    pub(super) fn groups(&self) -> Groups {
+        let bits = self.groups.load(SeqCst);
+        Groups { group0: bits & 1 != 0, group1: bits & 2 != 0 }
+    }
+
+    /// Looks at an SPI or LPI under its lock.
+    pub(super) fn with<T>(&self, intid: usize, look: impl FnOnce(&mut Shared) -> T) -> Option<T> {
+        let exists = self.is_spi(intid) || intid >= lpi::FIRST;
+        let shared = exists.then(|| self.table.get(intid)).flatten()?;
+        let mut shared = shared.lock();
+        Some(look(&mut shared))
+    }
+
+    fn may_pend(&self, vcpu: usize, intid: usize, shared: &Shared) -> bool {
+        let targeted = shared.target.is_some_and(|target| usize::from(target) == vcpu);
+        if intid >= lpi::FIRST {
+            return self.lpis_enabled_at.contains(vcpu) && targeted;
+        }
+        targeted || !shared.irq.is_active()
+    }
+
+    /// Looks at the SPIs and LPIs that concern `vcpu`, and whether each may become pending there, as long as `look` says
+    /// so.
+    pub(super) fn each_at(&self, vcpu: usize, mut look: impl FnMut(u16, &Irq, bool) -> bool) {
+        let Some(attention) = self.attention.get(vcpu) else { return };
+        for intid in attention.iter() {
+            let go_on = self.with(intid, |shared| {
+                if !shared.is_busy() || shared.place() != Some(vcpu) {
+                    attention.clear(intid);
+                    return true;
+                }
+                let may_pend = self.may_pend(vcpu, intid, shared);
+                u16::try_from(intid).map_or(true, |n| look(n, &shared.irq, may_pend))
+            });
+            if go_on == Some(false) {
+                break;
             }
-        });
-        spis.chain(self.lpis.busy_at(vcpu))
+        }
     }
 
     /// Changes an SPI or LPI, and says who has to look at it.
-    pub(super) fn change(&mut self, intid: usize, kick: &mut VcpuSet, change: impl FnOnce(&mut Irq)) {
-        let groups = self.groups;
-        if intid >= lpi::FIRST {
-            self.lpis.change(intid, groups, kick, change);
-            return;
-        }
-        let Some(spi) = self.spi_mut(intid) else { return };
-        change(&mut spi.irq);
-        let loaned = spi.irq.is_loaned();
-        if spi.irq.is_active() {
-            spi.owner = spi.owner.or(spi.target);
+    pub(super) fn change<T>(
+        &self,
+        intid: usize,
+        kick: &mut VcpuSet,
+        change: impl FnOnce(&mut Irq) -> T,
+    ) -> Option<T> {
+        self.with(intid, |shared| {
+            let result = change(&mut shared.irq);
+            self.changed(intid, shared, kick);
+            result
+        })
+    }
+
+    fn changed(&self, intid: usize, shared: &mut Shared, kick: &mut VcpuSet) {
+        let loaned = shared.irq.is_loaned();
+        if shared.irq.is_active() {
+            shared.owner = shared.owner.or(shared.target);
         } else if !loaned {
-            spi.owner = None;
+            shared.owner = None;
         }
-        if loaned || spi.irq.is_deliverable(groups) {
-            if let Some(vcpu) = spi.owner.or(spi.target) {
-                kick.insert(usize::from(vcpu));
+        let Some(vcpu) = shared.place() else { return };
+        if shared.is_busy() {
+            if let Some(attention) = self.attention.get(vcpu) {
+                attention.set(intid);
             }
         }
-        let busy = loaned || spi.irq.is_pending() || spi.irq.is_active();
-        if let Some(word) = self.busy.get_mut(intid / 64) {
-            let bit = 1 << (intid % 64);
-            *word = if busy { *word | bit } else { *word & !bit };
+        let enabled = intid < lpi::FIRST || self.lpis_enabled_at.contains(vcpu);
+        if loaned || (enabled && shared.irq.is_deliverable(self.groups())) {
+            kick.insert(vcpu);
         }
     }
 
-    /// Hands an SPI or LPI to a list register of `vcpu`.
-    pub(super) fn lend(&mut self, intid: usize, vcpu: usize, lend: impl FnOnce(&mut Irq)) {
-        if intid >= lpi::FIRST {
-            self.lpis.lend(intid, vcpu, lend);
-            return;
-        }
-        if let Some(spi) = self.spi_mut(intid) {
-            lend(&mut spi.irq);
-            spi.owner = u16::try_from(vcpu).ok();
-        }
+    /// Hands an SPI or LPI to a list register of `vcpu`, if it is still one for it. Others may have changed it since it
+    /// was looked at; then they have sent a kick.
+    pub(super) fn lend<T>(
+        &self,
+        intid: usize,
+        vcpu: usize,
+        lend: impl FnOnce(&mut Irq, bool) -> Option<T>,
+    ) -> Option<T> {
+        self.with(intid, |shared| {
+            if shared.place() != Some(vcpu) || shared.irq.is_loaned() {
+                return None;
+            }
+            let may_pend = self.may_pend(vcpu, intid, shared);
+            let lent = lend(&mut shared.irq, may_pend)?;
+            shared.owner = u16::try_from(vcpu).ok();
+            Some(lent)
+        })?
+    }
+
+    /// Sends an LPI to another vCPU, or to nobody.
+    pub(super) fn set_target(&self, intid: usize, target: Option<usize>, kick: &mut VcpuSet) {
+        self.with(intid, |shared| {
+            let target = target.and_then(|vcpu| u16::try_from(vcpu).ok());
+            if shared.target != target {
+                shared.target = target;
+                self.changed(intid, shared, kick);
+            }
+        });
     }
 
     /// Drives the line of an SPI. `None` if there is no such interrupt.
-    pub(super) fn set_line(&mut self, intid: u32, level: bool, kick: &mut VcpuSet) -> Option<()> {
-        let intid = usize::try_from(intid).ok()?;
-        self.spi(intid)?;
+    pub(super) fn set_line(&self, intid: u32, level: bool, kick: &mut VcpuSet) -> Option<()> {
+        let intid = usize::try_from(intid).ok().filter(|&intid| self.is_spi(intid))?;
         let mut concerned = VcpuSet::EMPTY;
-        let mut look = false;
-        self.change(intid, &mut concerned, |irq| look = irq.set_line(level));
-        if look {
+        if self.change(intid, &mut concerned, |irq| irq.set_line(level))? {
             kick.extend(&concerned);
         }
         Some(())
     }
 
-    /// The redistributor of `vcpu` went to sleep or woke up.
-    pub(super) fn set_asleep(&mut self, vcpu: usize, asleep: bool, kick: &mut VcpuSet) {
-        if asleep == self.asleep.contains(vcpu) {
-            return;
-        }
-        if asleep {
-            self.asleep.insert(vcpu);
-        } else {
-            self.asleep.remove(vcpu);
-        }
-        for intid in NR_PRIVATE..NR_PRIVATE + self.spis.len() {
-            if self.spi(intid).is_some_and(|spi| spi.route & ROUTE_ANY != 0) {
-                self.retarget(intid, kick);
-            }
+    /// The redistributor of `vcpu` went to sleep or woke up. Not under the vCPU's lock: it takes its time.
+    pub(super) fn set_asleep(&self, vcpu: usize, asleep: bool, kick: &mut VcpuSet) {
+        self.asleep.set(vcpu, asleep);
+        for intid in self.spis() {
+            self.with(intid, |spi| {
+                if spi.route & ROUTE_ANY != 0 {
+                    self.retarget(intid, spi, kick);
+                }
+            });
         }
     }
 
-    fn retarget(&mut self, intid: usize, kick: &mut VcpuSet) {
-        let Some(route) = self.spi(intid).map(|spi| spi.route) else { return };
-        let target = self.resolve(intid, route);
-        if let Some(spi) = self.spi_mut(intid) {
-            spi.target = target;
-        }
-        if self.busy.get(intid / 64).is_some_and(|word| word & (1 << (intid % 64)) != 0) {
-            self.change(intid, kick, |_| ());
+    fn retarget(&self, intid: usize, spi: &mut Shared, kick: &mut VcpuSet) {
+        spi.target = self.resolve(intid, spi.route);
+        if spi.is_busy() {
+            self.changed(intid, spi, kick);
         }
     }
 
@@ -181,20 +226,19 @@ impl Dist {
         let it_lines = u64::try_from((self.nr_irqs / 32).saturating_sub(1)).unwrap_or(0);
         let aff3 = self.affinities.iter().any(|affinity| affinity >> 32 != 0);
         // Bits of an INTID; LPIs (LPIS); no message-based SPIs (MBIS).
-        let (bits, lpis) = if self.lpis.exist() { (lpi::INTID_BITS, 1) } else { (10, 0) };
+        let (bits, lpis) = if self.has_lpis { (lpi::INTID_BITS, 1) } else { (10, 0) };
         it_lines | lpis << 17 | u64::from(bits - 1) << 19 | (u64::from(aff3) << 24)
     }
 
     fn ctlr(&self) -> u64 {
         // One security state (DS) and affinity routing (ARE), both fixed; RWP never set, since a write is
         // in effect when the vCPUs it returns were kicked.
-        u64::from(self.groups.group0) | (u64::from(self.groups.group1) << 1) | (1 << 4) | (1 << 6)
+        u64::from(self.groups.load(SeqCst)) | (1 << 4) | (1 << 6)
     }
 
-    fn set_ctlr(&mut self, value: u64, kick: &mut VcpuSet) {
-        let groups = Groups { group0: value & 1 != 0, group1: value & (1 << 1) != 0 };
-        if groups != self.groups {
-            self.groups = groups;
+    fn set_ctlr(&self, value: u64, kick: &mut VcpuSet) {
+        let [bits, ..] = (value & 0b11).to_le_bytes();
+        if self.groups.swap(bits, SeqCst) != bits {
             kick.extend(&VcpuSet::first(self.affinities.len()));
         }
     }
@@ -202,15 +246,16 @@ impl Dist {
     /// Reads `len` bytes at `offset` of the distributor's frame.
     pub(super) fn read(&self, offset: u64, len: usize) -> u64 {
         if let Some(reg) = BankReg::decode(offset, len) {
-            return reg.read(self);
+            return reg.read(&self);
         }
         match (offset, len) {
             (0x0000, 4) => self.ctlr(),
             (0x0004, 4) => self.typer(),
             (0x0008, 4) => IIDR,
-            (0x6100..0x8000, 4 | 8) => {
-                router(offset).and_then(|n| self.spi(n)).map_or(0, |spi| part(spi.route, offset, len))
-            }
+            (0x6100..0x8000, 4 | 8) => router(offset)
+                .filter(|&intid| self.is_spi(intid))
+                .and_then(|intid| self.with(intid, |spi| part(spi.route, offset, len)))
+                .unwrap_or(0),
             (PIDR2_OFFSET, 4) => PIDR2,
             // GICD_TYPER2, STATUSR, the GICv2 registers, and whatever is reserved.
             _ => 0,
@@ -218,18 +263,19 @@ impl Dist {
     }
 
     /// Writes `len` bytes at `offset` of the distributor's frame.
-    pub(super) fn write(&mut self, offset: u64, len: usize, value: u64, kick: &mut VcpuSet) {
+    pub(super) fn write(&self, offset: u64, len: usize, value: u64, kick: &mut VcpuSet) {
         if let Some(reg) = BankReg::decode(offset, len) {
-            reg.write(self, value, kick);
+            reg.write(&mut &*self, value, kick);
             return;
         }
         match (offset, len) {
             (0x0000, 4) => self.set_ctlr(value, kick),
             (0x6100..0x8000, 4 | 8) => {
-                let Some(intid) = router(offset) else { return };
-                let Some(spi) = self.spi_mut(intid) else { return };
-                spi.route = replace_part(spi.route, offset, len, value) & (AFFINITY_MASK | ROUTE_ANY);
-                self.retarget(intid, kick);
+                let Some(intid) = router(offset).filter(|&intid| self.is_spi(intid)) else { return };
+                self.with(intid, |spi| {
+                    spi.route = replace_part(spi.route, offset, len, value) & (AFFINITY_MASK | ROUTE_ANY);
+                    self.retarget(intid, spi, kick);
+                });
             }
             _ => (),
         }
@@ -241,12 +287,14 @@ fn router(offset: u64) -> Option<usize> {
 }
 
 // With affinity routing, SGIs and PPIs are the redistributors' alone: here they read as zero.
-impl Bank for Dist {
-    fn irq(&self, intid: usize) -> Option<&Irq> {
-        self.spi(intid).map(|spi| &spi.irq)
+impl<R: RawMutex> Bank for &Dist<R> {
+    fn irq(&self, intid: usize) -> Option<Irq> {
+        if self.is_spi(intid) { self.with(intid, |spi| spi.irq) } else { None }
     }
 
     fn change(&mut self, intid: usize, kick: &mut VcpuSet, change: impl FnOnce(&mut Irq)) {
-        Dist::change(self, intid, kick, change);
+        if self.is_spi(intid) {
+            Dist::change(self, intid, kick, change);
+        }
     }
 }

@@ -54,7 +54,7 @@ struct Loan {
 }
 
 /// The state of one SGI, PPI or SPI.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Irq {
     pub(super) enabled: bool,
     pub(super) group1: bool,

@@ -1,18 +1,20 @@
 //! The Interrupt Translation Service: turns a device's message (device and event number) into an LPI.
 //!
-//! The guest gives it orders through a queue in its memory. What the orders say is kept here and never written to the
-//! tables that the guest provides for it; their sizes are respected, as they are what a real ITS could remember. An
-//! order that makes no sense is skipped.
+//! The guest gives it orders through a queue in its memory. What the orders say is kept in [`translate`](super::translate)
+//! and never written to the tables that the guest provides for it; their sizes are respected, as they are what a real
+//! ITS could remember. An order that makes no sense is skipped.
 //!
-//! Two locks: `registers` sleeps, is taken for orders, and guards what only they need; `table` is taken in any context,
-//! to translate.
+//! `registers` sleeps and is taken for orders, which thus come one after the other. A message takes the lock of the list
+//! of devices, or none if its sender remembers the translation.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use lock_api::{Mutex, RawMutex};
 
 use super::attr::{AttrError, Limits, check_frame};
 use super::mmio::{PIDR2, PIDR2_OFFSET, part, replace_part};
+use super::translate::{Device, Devices, Translation};
 use super::types::VcpuSet;
 use super::{Vgic, lpi};
 
@@ -20,6 +22,9 @@ use super::{Vgic, lpi};
 pub trait GuestMemory {
     /// Reads at a guest address. `false` if there is no such memory.
     fn read(&self, gpa: u64, to: &mut [u8]) -> bool;
+
+    /// Called often during work that takes long. `false`: end it where it is.
+    fn pause(&self) -> bool;
 }
 
 /// Control frame and translation frame.
@@ -39,8 +44,6 @@ const ENTRY_SIZE: u64 = 8;
 /// numbers.
 const TYPER: u64 = 1 | (ENTRY_SIZE - 1) << 4 | (EVENT_BITS as u64 - 1) << 8 | (DEVICE_BITS as u64 - 1) << 13;
 const IIDR: u64 = 0x5200_1000;
-/// As many translations as there are LPIs.
-const MAX_EVENTS: usize = (1 << lpi::INTID_BITS) - lpi::FIRST;
 const COMMAND_SIZE: u64 = 32;
 
 /// `GITS_BASER<n>`: kind 1 devices, kind 4 collections.
@@ -56,32 +59,42 @@ struct Registers {
     cwriter: u64,
     creadr: u64,
     baser: [u64; 2],
-    /// Device number and bits of its event numbers, sorted.
-    devices: Vec<(u32, u32)>,
     /// Collection and the vCPU it stands for, sorted.
     collections: Vec<(u16, u16)>,
 }
 
-/// One translation.
-#[derive(Clone, Copy)]
-struct Event {
-    /// Device number, event number.
-    key: (u32, u32),
-    intid: u16,
-    collection: u16,
-}
-
 /// An ITS. `M` sleeps, `R` is the vGIC's.
 pub struct Its<R: RawMutex, M: RawMutex> {
+    /// Where it lies; [`NOWHERE`] until user space has said it.
+    base: AtomicU64,
+    enabled: AtomicBool,
     registers: Mutex<M, Registers>,
-    table: Mutex<R, Table>,
+    devices: Devices<R>,
 }
 
-struct Table {
-    base: Option<u64>,
-    enabled: bool,
-    /// Sorted by key.
-    events: Vec<Event>,
+const NOWHERE: u64 = u64::MAX;
+
+/// A translation that a sender has remembered, to be asked for again with the next message. All zero: none.
+#[derive(Debug, Default)]
+pub struct Remembered(AtomicU64);
+
+impl Remembered {
+    const INTID_BITS: u32 = lpi::INTID_BITS;
+
+    fn get(&self, generation: u64) -> Option<u32> {
+        let word = self.0.load(SeqCst);
+        let [a, b, ..] = word.to_le_bytes();
+        (word >> Self::INTID_BITS == generation).then(|| u16::from_le_bytes([a, b]).into())
+    }
+
+    fn set(&self, generation: u64, intid: u16) {
+        self.0.store(generation << Self::INTID_BITS | u64::from(intid), SeqCst);
+    }
+
+    /// The sender's messages are others from now on.
+    pub fn forget(&self) {
+        self.0.store(0, SeqCst);
+    }
 }
 
 /// What an order says.
@@ -148,7 +161,7 @@ fn replace<K: Ord + Copy, V>(list: &mut Vec<(K, V)>, key: K, value: Option<V>) -
     }
 }
 
-fn find<K: Ord + Copy, V: Copy>(list: &[(K, V)], key: K) -> Option<V> {
+fn find_in<K: Ord + Copy, V: Copy>(list: &[(K, V)], key: K) -> Option<V> {
     list.binary_search_by_key(&key, |entry| entry.0).ok().and_then(|at| list.get(at)).map(|entry| entry.1)
 }
 
@@ -180,6 +193,58 @@ impl<R: RawMutex, M: RawMutex> Default for Its<R, M> {
     }
 }
 
+/// What executing orders needs besides the ITS itself.
+struct Orders<'a, R: RawMutex> {
+    gic: &'a Vgic<R>,
+    memory: &'a dyn GuestMemory,
+    kick: VcpuSet,
+    /// Counts steps, to pause now and then.
+    steps: u32,
+}
+
+impl<R: RawMutex> Orders<'_, R> {
+    /// `false`: end it where it is.
+    fn pause(&mut self) -> bool {
+        self.steps = self.steps.wrapping_add(1);
+        self.steps % 64 != 0 || self.memory.pause()
+    }
+
+    fn route(&mut self, intid: u16, vcpu: Option<u16>) {
+        self.kick.extend(&self.gic.lpi_route(intid.into(), vcpu.map(usize::from)));
+    }
+
+    fn set_pending(&mut self, intid: u16, pending: bool) {
+        self.kick.extend(&self.gic.lpi_set_pending(intid.into(), pending));
+    }
+
+    fn configure(&mut self, intid: u16) {
+        let intid = intid.into();
+        let mut config = [0];
+        let address = self.gic.lpi_config_address(intid);
+        if address.is_some_and(|gpa| self.memory.read(gpa, &mut config)) {
+            self.kick.extend(&self.gic.lpi_configure(intid, config[0]));
+        }
+    }
+
+    /// What the pending table says, if anything.
+    fn read_pending(&mut self, vcpu: usize, intid: u16) {
+        let mut bits = [0];
+        let address = self.gic.lpi_pending_address(vcpu, intid.into());
+        if address.is_some_and(|gpa| self.memory.read(gpa, &mut bits)) && bits[0] & 1 << (intid % 8) != 0 {
+            self.set_pending(intid, true);
+        }
+    }
+
+    /// Nothing leads to these LPIs any more.
+    fn discard(&mut self, device: &Device) {
+        for (_, to) in device.iter() {
+            self.route(to.intid, None);
+            self.set_pending(to.intid, false);
+            self.pause();
+        }
+    }
+}
+
 impl<R: RawMutex, M: RawMutex> Its<R, M> {
     /// As `KVM_CREATE_DEVICE` leaves it: nowhere.
     pub fn new() -> Self {
@@ -189,70 +254,78 @@ impl<R: RawMutex, M: RawMutex> Its<R, M> {
             cwriter: 0,
             creadr: 0,
             baser: BASER_KIND.map(|kind| kind | BASER_ENTRY),
-            devices: Vec::new(),
             collections: Vec::new(),
         };
-        let table = Table { base: None, enabled: false, events: Vec::new() };
-        Its { registers: Mutex::new(registers), table: Mutex::new(table) }
+        Its {
+            base: AtomicU64::new(NOWHERE),
+            enabled: AtomicBool::new(false),
+            registers: Mutex::new(registers),
+            devices: Devices::new(),
+        }
     }
 
     /// `KVM_VGIC_ITS_ADDR_TYPE`.
     pub fn set_address(&self, limits: Limits, base: u64) -> Result<(), AttrError> {
         check_frame(limits, base, ITS_SIZE)?;
-        let mut table = self.table.lock();
-        if table.base.is_some() {
-            return Err(AttrError::Exists);
-        }
-        table.base = Some(base);
-        Ok(())
+        let placed = self.base.compare_exchange(NOWHERE, base, SeqCst, SeqCst);
+        placed.map(|_| ()).map_err(|_| AttrError::Exists)
     }
 
     /// Where it lies.
     pub fn address(&self) -> Option<u64> {
-        self.table.lock().base
+        Some(self.base.load(SeqCst)).filter(|base| *base != NOWHERE)
     }
 
     /// `KVM_DEV_ARM_ITS_CTRL_RESET`: as after creation, but for the address.
-    pub fn reset<G: RawMutex>(&self, gic: &Vgic<G>) {
+    pub fn reset(&self, gic: &Vgic<R>, memory: &dyn GuestMemory) -> VcpuSet {
+        let mut orders = Orders { gic, memory, kick: VcpuSet::EMPTY, steps: 0 };
         let mut registers = self.registers.lock();
+        self.enabled.store(false, SeqCst);
         registers.enabled = false;
         (registers.cbaser, registers.cwriter, registers.creadr) = (0, 0, 0);
         registers.baser = BASER_KIND.map(|kind| kind | BASER_ENTRY);
-        registers.devices.clear();
-        registers.collections.clear();
-        let mut table = self.table.lock();
-        table.enabled = false;
-        let events = core::mem::take(&mut table.events);
-        drop(table);
-        for event in events {
-            let _ = gic.lpi_route(event.intid.into(), None);
-        }
+        registers.collections = Vec::new();
+        self.forget_devices(&mut orders);
+        orders.kick
     }
 
     /// Whether a message to `address` is for this ITS.
     pub fn owns_doorbell(&self, address: u64) -> bool {
-        self.table.lock().base.is_some_and(|base| address == base + TRANSLATER)
+        self.address().is_some_and(|base| address == base + TRANSLATER)
     }
 
     /// Whether the guest has switched it on.
     pub fn is_enabled(&self) -> bool {
-        self.table.lock().enabled
+        self.enabled.load(SeqCst)
     }
 
-    /// A message of a device. `None` if the guest has not asked for it: it is dropped. Any context.
-    pub fn signal(&self, gic: &Vgic<R>, device: u32, event: u32) -> Option<VcpuSet> {
-        let table = self.table.lock();
-        if !table.enabled {
+    /// A message of a device, whose sender may remember where it went. `None` if the guest has not asked for it: it is
+    /// dropped. Any context.
+    pub fn signal(
+        &self,
+        gic: &Vgic<R>,
+        device: u32,
+        event: u32,
+        remembered: Option<&Remembered>,
+    ) -> Option<VcpuSet> {
+        if !self.is_enabled() {
             return None;
         }
-        let intid = table.find((device, event))?.intid;
-        drop(table);
-        Some(gic.lpi_set_pending(intid.into(), true))
+        // Read first: a change that comes later makes what is remembered worthless.
+        let generation = self.devices.generation();
+        if let Some(intid) = remembered.and_then(|remembered| remembered.get(generation)) {
+            return Some(gic.lpi_set_pending(intid, true));
+        }
+        let to = self.devices.find(device, event)?;
+        if let Some(remembered) = remembered {
+            remembered.set(generation, to.intid);
+        }
+        gic.lpi_target(to.intid.into())?;
+        Some(gic.lpi_set_pending(to.intid.into(), true))
     }
 
     fn offset(&self, gpa: u64) -> Option<u64> {
-        let base = self.table.lock().base?;
-        gpa.checked_sub(base).filter(|offset| *offset < ITS_SIZE)
+        gpa.checked_sub(self.address()?).filter(|offset| *offset < ITS_SIZE)
     }
 
     /// Reads `len` bytes at the guest address `gpa` (without the shared bit). `None` if it is not the ITS's.
@@ -260,22 +333,15 @@ impl<R: RawMutex, M: RawMutex> Its<R, M> {
         let offset = self.offset(gpa)?;
         let registers = self.registers.lock();
         Some(match (offset, len) {
-            (0x0000, 4) => {
-                if registers.enabled {
-                    CTLR_ENABLED
-                } else {
-                    CTLR_QUIESCENT
-                }
-            }
+            (0x0000, 4) if registers.enabled => CTLR_ENABLED,
+            (0x0000, 4) => CTLR_QUIESCENT,
             (0x0004, 4) => IIDR,
             (0x0008 | 0x000C, 4 | 8) => part(TYPER, offset, len),
             (0x0080 | 0x0084, 4 | 8) => part(registers.cbaser, offset, len),
             (0x0088 | 0x008C, 4 | 8) => part(registers.cwriter, offset, len),
             (0x0090 | 0x0094, 4 | 8) => part(registers.creadr, offset, len),
-            (0x0100..0x0110, 4 | 8) => {
-                let which = usize::from(offset >= 0x108);
-                part(registers.baser[which], offset, len)
-            }
+            (0x0100..0x0108, 4 | 8) => part(registers.baser[0], offset, len),
+            (0x0108..0x0110, 4 | 8) => part(registers.baser[1], offset, len),
             (PIDR2_OFFSET, 4) => PIDR2,
             _ => 0,
         })
@@ -292,12 +358,12 @@ impl<R: RawMutex, M: RawMutex> Its<R, M> {
         value: u64,
     ) -> Option<VcpuSet> {
         let offset = self.offset(gpa)?;
-        let mut kick = VcpuSet::EMPTY;
+        let mut orders = Orders { gic, memory, kick: VcpuSet::EMPTY, steps: 0 };
         let mut registers = self.registers.lock();
         match (offset, len) {
             (0x0000, 4) => {
                 registers.enabled = value & CTLR_ENABLED != 0;
-                self.table.lock().enabled = registers.enabled;
+                self.enabled.store(registers.enabled, SeqCst);
             }
             (0x0080 | 0x0084, 4 | 8) if !registers.enabled => {
                 // Neither shareability nor cacheability matters: what is read back is what was written.
@@ -322,244 +388,191 @@ impl<R: RawMutex, M: RawMutex> Its<R, M> {
                     new &= !(1 << 8);
                 }
                 registers.baser[which] = new;
-                if new & VALID == 0 {
-                    self.forget(gic, &mut registers, which, &mut kick);
+                // A table that was taken away takes with it all that was in it.
+                if new & VALID == 0 && which == 0 {
+                    self.forget_devices(&mut orders);
+                } else if new & VALID == 0 {
+                    registers.collections = Vec::new();
+                    self.each(&mut orders, |orders, _, to| orders.route(to.intid, None));
                 }
             }
             _ => {}
         }
         if registers.enabled {
-            self.run(gic, memory, &mut registers, &mut kick);
+            self.run(&mut orders, &mut registers);
         }
-        Some(kick)
+        Some(orders.kick)
     }
 
-    /// A table was taken away, with all that was in it.
-    fn forget(&self, gic: &Vgic<R>, registers: &mut Registers, which: usize, kick: &mut VcpuSet) {
-        if which == 0 {
-            registers.devices.clear();
-            let events = core::mem::take(&mut self.table.lock().events);
-            for event in events {
-                kick.extend(&gic.lpi_route(event.intid.into(), None));
-            }
-        } else {
-            registers.collections.clear();
+    fn forget_devices(&self, orders: &mut Orders<'_, R>) {
+        let devices = self.devices.take();
+        self.devices.changed();
+        for device in devices {
+            orders.discard(&device);
         }
     }
 
     /// Carries out the queue's orders. At most a queue full of them: a guest that is fast in writing more only
     /// writes the register again.
-    fn run(&self, gic: &Vgic<R>, memory: &dyn GuestMemory, registers: &mut Registers, kick: &mut VcpuSet) {
+    fn run(&self, orders: &mut Orders<'_, R>, registers: &mut Registers) {
         if registers.cbaser & VALID == 0 {
             return;
         }
         let (base, size) = (registers.cbaser & 0x000F_FFFF_FFFF_F000, registers.queue_size());
         let mut left = size / COMMAND_SIZE;
-        while registers.creadr != registers.cwriter && left > 0 {
+        while registers.creadr != registers.cwriter && left > 0 && orders.pause() {
             left -= 1;
             let mut bytes = [0; 32];
-            if memory.read(base + registers.creadr, &mut bytes) {
-                let _ = self.execute(gic, memory, registers, &Command::parse(&bytes), kick);
+            if orders.memory.read(base + registers.creadr, &mut bytes) {
+                // One that makes no sense is skipped.
+                let _ = self.execute(orders, registers, &Command::parse(&bytes));
             }
             registers.creadr = (registers.creadr + COMMAND_SIZE) % size;
+        }
+    }
+
+    /// Looks at every event that leads to an LPI.
+    fn each(&self, orders: &mut Orders<'_, R>, mut look: impl FnMut(&mut Orders<'_, R>, u32, Translation)) {
+        let mut at = 0;
+        while let Some(device) = self.devices.nth(at) {
+            at += 1;
+            for (event, to) in device.iter() {
+                look(orders, event, to);
+                if !orders.pause() {
+                    return;
+                }
+            }
+            if !orders.pause() {
+                return;
+            }
         }
     }
 
     /// `None` if the order makes no sense.
     fn execute(
         &self,
-        gic: &Vgic<R>,
-        memory: &dyn GuestMemory,
+        orders: &mut Orders<'_, R>,
         registers: &mut Registers,
         command: &Command,
-        kick: &mut VcpuSet,
     ) -> Option<()> {
-        let key = (command.device(), command.event());
+        let (device, event, collection) = (command.device(), command.event(), command.collection());
+        let find = || self.devices.find(device, event);
         match command.code() {
-            // MAPD
-            0x08 => {
+            MAPD => {
                 let bits = u32::try_from(command.0[1] & 0x1F).ok()? + 1;
-                if u64::from(key.0) >= registers.capacity(0).min(1 << DEVICE_BITS) || bits > EVENT_BITS {
+                if u64::from(device) >= registers.capacity(0).min(1 << DEVICE_BITS) || bits > EVENT_BITS {
                     return None;
                 }
-                self.drop_events(gic, kick, |event| event.key.0 == key.0);
-                replace(&mut registers.devices, key.0, command.valid().then_some(bits)).then_some(())
+                if let Some(old) = self.devices.remove(device) {
+                    self.devices.changed();
+                    orders.discard(&old);
+                }
+                if command.valid() {
+                    return self.devices.insert(Device::new(device, bits)?).then_some(());
+                }
             }
-            // MAPC
-            0x09 => {
-                let collection = command.collection();
+            MAPC => {
                 if u64::from(collection) >= registers.capacity(1).min(1 << COLLECTION_BITS) {
                     return None;
                 }
-                let vcpu = u16::try_from(Command::processor(command.0[2])).ok();
-                let vcpu = vcpu.filter(|vcpu| usize::from(*vcpu) < gic.vcpu_count());
-                if !command.valid() {
-                    self.route(gic, kick, |event| event.collection == collection, None);
-                    return replace(&mut registers.collections, collection, None).then_some(());
-                }
-                replace(&mut registers.collections, collection, Some(vcpu?)).then_some(())?;
-                self.route(gic, kick, |event| event.collection == collection, vcpu);
-                Some(())
+                let vcpu = match command.valid() {
+                    true => Some(orders.vcpu(command.0[2])?),
+                    false => None,
+                };
+                replace(&mut registers.collections, collection, vcpu).then_some(())?;
+                self.each(orders, |orders, _, to| {
+                    if to.collection == collection {
+                        orders.route(to.intid, vcpu);
+                    }
+                });
             }
-            // MAPTI, MAPI
-            code @ (0x0A | 0x0B) => {
-                let intid = if code == 0x0A { command.intid() } else { command.event() };
-                let bits = find(&registers.devices, key.0)?;
-                let vcpu = find(&registers.collections, command.collection());
-                if u64::from(key.1) >> bits != 0 || self.table.lock().find(key).is_some() {
+            code @ (MAPTI | MAPI) => {
+                let intid = if code == MAPTI { command.intid() } else { event };
+                let vcpu = find_in(&registers.collections, collection);
+                if u64::from(collection) >= registers.capacity(1) || find().is_some() {
                     return None;
                 }
-                let event =
-                    Event { key, intid: u16::try_from(intid).ok()?, collection: command.collection() };
-                if !gic.lpi_prepare(intid) || !self.insert(event) {
+                let to = Translation { intid: u16::try_from(intid).ok()?, collection };
+                let device = self.devices.get(device)?;
+                if !orders.gic.lpi_prepare(intid) {
                     return None;
                 }
                 // What was left over from an earlier use of the number is not this device's.
-                let _ = gic.lpi_set_pending(intid, false);
-                configure(gic, memory, intid, kick);
-                kick.extend(&gic.lpi_route(intid, vcpu.map(usize::from)));
-                Some(())
+                orders.set_pending(to.intid, false);
+                orders.configure(to.intid);
+                orders.route(to.intid, vcpu);
+                device.set(event, Some(to)).then_some(())?;
+                self.devices.changed();
             }
-            // MOVI
-            0x01 => {
-                let vcpu = find(&registers.collections, command.collection())?;
-                let mut table = self.table.lock();
-                let at = table.position(key).ok()?;
-                let event = table.events.get_mut(at)?;
-                event.collection = command.collection();
-                let intid = event.intid;
-                drop(table);
-                kick.extend(&gic.lpi_route(intid.into(), Some(vcpu.into())));
-                Some(())
+            MOVI => {
+                let to = find()?;
+                let vcpu = find_in(&registers.collections, collection)?;
+                self.devices.get(device)?.set(event, Some(Translation { collection, ..to }));
+                orders.route(to.intid, Some(vcpu));
             }
-            // INV
-            0x0C => {
-                let intid = self.table.lock().find(key)?.intid;
-                configure(gic, memory, intid.into(), kick);
-                Some(())
+            DISCARD => {
+                let to = find()?;
+                self.devices.get(device)?.set(event, None);
+                self.devices.changed();
+                orders.route(to.intid, None);
+                orders.set_pending(to.intid, false);
             }
-            // INVALL
-            0x0D => {
-                find(&registers.collections, command.collection())?;
-                self.configure_where(gic, memory, kick, |event| event.collection == command.collection());
-                Some(())
+            INV => orders.configure(find()?.intid),
+            INVALL => {
+                find_in(&registers.collections, collection)?;
+                self.each(orders, |orders, _, to| {
+                    if to.collection == collection {
+                        orders.configure(to.intid);
+                    }
+                });
             }
-            // DISCARD
-            0x0F => {
-                self.table.lock().find(key)?;
-                self.drop_events(gic, kick, |event| event.key == key);
-                Some(())
+            code @ (INT | CLEAR) => orders.set_pending(find()?.intid, code == INT),
+            MOVALL => {
+                let (from, target) = (orders.vcpu(command.0[2])?, orders.vcpu(command.0[3])?);
+                self.each(orders, |orders, _, to| {
+                    if orders.gic.lpi_target(to.intid.into()) == Some(from.into()) {
+                        orders.route(to.intid, Some(target));
+                    }
+                });
             }
-            // INT, CLEAR
-            code @ (0x03 | 0x04) => {
-                let intid = self.table.lock().find(key)?.intid;
-                kick.extend(&gic.lpi_set_pending(intid.into(), code == 0x03));
-                Some(())
-            }
-            // MOVALL
-            0x0E => {
-                let from = u16::try_from(Command::processor(command.0[2])).ok()?;
-                let to = u16::try_from(Command::processor(command.0[3])).ok()?;
-                if usize::from(to) >= gic.vcpu_count() {
-                    return None;
-                }
-                let moved = |event: &Event| find(&registers.collections, event.collection) == Some(from);
-                self.route(gic, kick, moved, Some(to));
-                Some(())
-            }
-            // SYNC: everything has happened already.
-            0x05 => Some(()),
-            _ => None,
+            // Everything has happened already.
+            SYNC => {}
+            _ => return None,
         }
+        Some(())
     }
 
-    /// Adds a translation whose key is free. `false` if there is no room.
-    fn insert(&self, event: Event) -> bool {
-        // Only orders change the table, one after the other, so its length does not change in between.
-        let len = self.table.lock().events.len();
-        if len == MAX_EVENTS {
-            return false;
-        }
-        let mut spare = Vec::new();
-        if self.table.lock().events.capacity() == len {
-            if spare.try_reserve_exact((len * 2).max(64)).is_err() {
-                return false;
-            }
-        }
-        let mut table = self.table.lock();
-        if spare.capacity() != 0 {
-            spare.append(&mut table.events);
-            core::mem::swap(&mut table.events, &mut spare);
-        }
-        if let Err(at) = table.position(event.key) {
-            table.events.insert(at, event);
-        }
-        drop(table);
-        // The old memory is freed here, without the lock.
-        drop(spare);
-        true
-    }
-
-    fn drop_events(&self, gic: &Vgic<R>, kick: &mut VcpuSet, which: impl Fn(&Event) -> bool) {
-        let mut table = self.table.lock();
-        table.events.retain(|event| {
-            let goes = which(event);
-            if goes {
-                kick.extend(&gic.lpi_route(event.intid.into(), None));
-                kick.extend(&gic.lpi_set_pending(event.intid.into(), false));
-            }
-            !goes
-        });
-    }
-
-    fn route(&self, gic: &Vgic<R>, kick: &mut VcpuSet, which: impl Fn(&Event) -> bool, to: Option<u16>) {
-        let table = self.table.lock();
-        for event in table.events.iter().filter(|event| which(event)) {
-            kick.extend(&gic.lpi_route(event.intid.into(), to.map(usize::from)));
-        }
-    }
-
-    fn configure_where(
-        &self,
-        gic: &Vgic<R>,
-        memory: &dyn GuestMemory,
-        kick: &mut VcpuSet,
-        which: impl Fn(&Event) -> bool,
-    ) {
-        // Reading the guest's memory may sleep: not under the table's lock.
-        let mut at = 0;
-        loop {
-            let event = self.table.lock().events.get(at).copied();
-            let Some(event) = event else { break };
-            at += 1;
-            if which(&event) {
-                configure(gic, memory, event.intid.into(), kick);
-            }
-        }
-    }
-
-    /// Reads the configuration of all LPIs: a redistributor has learnt where it is.
-    pub fn reload(&self, gic: &Vgic<R>, memory: &dyn GuestMemory) -> VcpuSet {
-        let mut kick = VcpuSet::EMPTY;
+    /// LPIs were enabled at `vcpu`: reads what the guest's tables say about those that go there.
+    pub fn enabled_at(&self, gic: &Vgic<R>, memory: &dyn GuestMemory, vcpu: usize) -> VcpuSet {
+        let mut orders = Orders { gic, memory, kick: VcpuSet::EMPTY, steps: 0 };
         let _registers = self.registers.lock();
-        self.configure_where(gic, memory, &mut kick, |_| true);
-        kick
+        self.each(&mut orders, |orders, _, to| {
+            if gic.lpi_target(to.intid.into()) == Some(vcpu) {
+                orders.configure(to.intid);
+                orders.read_pending(vcpu, to.intid);
+            }
+        });
+        orders.kick
     }
 }
 
-fn configure<R: RawMutex>(gic: &Vgic<R>, memory: &dyn GuestMemory, intid: u32, kick: &mut VcpuSet) {
-    let mut config = [0];
-    if gic.lpi_config_address(intid).is_some_and(|gpa| memory.read(gpa, &mut config)) {
-        kick.extend(&gic.lpi_configure(intid, config[0]));
+impl<R: RawMutex> Orders<'_, R> {
+    /// The vCPU that RDbase in `word` names.
+    fn vcpu(&self, word: u64) -> Option<u16> {
+        let vcpu = u16::try_from(Command::processor(word)).ok()?;
+        (usize::from(vcpu) < self.gic.vcpu_count()).then_some(vcpu)
     }
 }
 
-impl Table {
-    fn position(&self, key: (u32, u32)) -> Result<usize, usize> {
-        self.events.binary_search_by_key(&key, |event| event.key)
-    }
-
-    fn find(&self, key: (u32, u32)) -> Option<Event> {
-        self.position(key).ok().and_then(|at| self.events.get(at)).copied()
-    }
-}
+const MOVI: u64 = 0x01;
+const INT: u64 = 0x03;
+const CLEAR: u64 = 0x04;
+const SYNC: u64 = 0x05;
+const MAPD: u64 = 0x08;
+const MAPC: u64 = 0x09;
+const MAPTI: u64 = 0x0A;
+const MAPI: u64 = 0x0B;
+const INV: u64 = 0x0C;
+const INVALL: u64 = 0x0D;
+const MOVALL: u64 = 0x0E;
+const DISCARD: u64 = 0x0F;

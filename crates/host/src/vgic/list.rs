@@ -13,6 +13,8 @@
 //! * Interrupts of a group that the guest has disabled at its CPU interface come last. The condition "group
 //!   enabled" (VGrp0E, VGrp1E) ends the run when that changes.
 
+use lock_api::RawMutex;
+
 use super::cpu::{Cpu, NR_PRIVATE, Vmcr};
 use super::dist::Dist;
 use super::irq::{Held, Irq, Trigger};
@@ -53,7 +55,6 @@ fn encode(intid: u16, irq: &Irq, held: Held) -> u64 {
 struct Candidate {
     key: u32,
     intid: u16,
-    held: Held,
 }
 
 /// The best candidates of one kind, and how many there were.
@@ -91,15 +92,17 @@ struct Ready {
 }
 
 impl Ready {
-    fn collect(vcpu: usize, cpu: &Cpu, dist: &Dist) -> Ready {
+    fn collect<R: RawMutex>(vcpu: usize, cpu: &Cpu, dist: &Dist<R>) -> Ready {
         let mut ready =
             Ready { active: Ranking::default(), pending: Ranking::default(), blocked: [false; 2], open: 0 };
+        let groups = dist.groups();
         for (intid, irq) in (0..).zip(&cpu.private) {
-            ready.add(intid, irq, irq.offer(dist.groups, true), cpu.cpu_interface);
+            ready.add(intid, irq, irq.offer(groups, true), cpu.cpu_interface);
         }
-        for (intid, irq, may_pend) in dist.busy_at(vcpu) {
-            ready.add(intid, irq, irq.offer(dist.groups, may_pend), cpu.cpu_interface);
-        }
+        dist.each_at(vcpu, |intid, irq, may_pend| {
+            ready.add(intid, irq, irq.offer(groups, may_pend), cpu.cpu_interface);
+            true
+        });
         ready
     }
 
@@ -109,7 +112,7 @@ impl Ready {
         }
         if held.active {
             let key = u32::from(irq.active_priority()) << 16 | u32::from(intid);
-            self.active.offer(Candidate { key, intid, held });
+            self.active.offer(Candidate { key, intid });
             return;
         }
         let open = cpu_interface.enabled.allow(irq);
@@ -119,12 +122,12 @@ impl Ready {
             self.blocked[usize::from(irq.group1)] = true;
         }
         let key = u32::from(!open) << 24 | u32::from(irq.priority()) << 16 | u32::from(intid);
-        self.pending.offer(Candidate { key, intid, held });
+        self.pending.offer(Candidate { key, intid });
     }
 }
 
 /// Fills the list registers for an entry of `vcpu`.
-pub(super) fn flush(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, nr_lrs: usize) -> LrImage {
+pub(super) fn flush<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, nr_lrs: usize) -> LrImage {
     // Nothing is lost if the caller has left out the counterpart of the last flush.
     cancel(vcpu, cpu, dist, &mut SyncOutcome::default());
 
@@ -139,19 +142,32 @@ pub(super) fn flush(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, nr_lrs: usize) 
     let pending = ready.pending.total.min(nr_lrs - active);
 
     let chosen = ready.active.best.iter().take(active).chain(ready.pending.best.iter().take(pending));
-    for ((candidate, lr), loaded) in chosen.zip(&mut image.lrs).zip(&mut cpu.loaded) {
-        let (intid, held) = (candidate.intid, candidate.held);
-        let mut lend = |irq: &mut Irq| {
-            *lr = encode(intid, irq, held);
+    let groups = dist.groups();
+    let mut loaded = 0;
+    for candidate in chosen {
+        let intid = candidate.intid;
+        // Since it was chosen, a shared one may have changed, or gone elsewhere. Whoever did it has sent a kick.
+        let lend = |irq: &mut Irq, may_pend: bool| {
+            let held = irq.offer(groups, may_pend);
+            if held.is_empty() {
+                return None;
+            }
+            let lr = encode(intid, irq, held);
             irq.lend(held);
+            Some(lr)
         };
-        match cpu.private.get_mut(usize::from(intid)) {
-            Some(irq) => lend(irq),
+        let lr = match cpu.private.get_mut(usize::from(intid)) {
+            Some(irq) => lend(irq, true),
             None => dist.lend(usize::from(intid), vcpu, lend),
+        };
+        if let (Some(lr), Some(place), Some(number)) =
+            (lr, image.lrs.get_mut(loaded), cpu.loaded.get_mut(loaded))
+        {
+            (*place, *number) = (lr, intid);
+            loaded += 1;
         }
-        *loaded = intid;
     }
-    cpu.nr_loaded = active + pending;
+    cpu.nr_loaded = loaded;
 
     if ready.active.total > active {
         image.hcr |= HCR_LRENPIE;
@@ -177,7 +193,13 @@ pub(super) fn flush(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, nr_lrs: usize) 
 }
 
 /// Takes back what an entry of `vcpu` has left in the list registers.
-pub(super) fn sync(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, exit: &ExitGic, outcome: &mut SyncOutcome) {
+pub(super) fn sync<R: RawMutex>(
+    vcpu: usize,
+    cpu: &mut Cpu,
+    dist: &Dist<R>,
+    exit: &ExitGic,
+    outcome: &mut SyncOutcome,
+) {
     cpu.cpu_interface = Vmcr::from_bits(exit.vmcr);
     // First those outside, which are told from the others by having no list register.
     for _ in 0..(exit.hcr >> HCR_EOICOUNT_SHIFT) & HCR_EOICOUNT_MASK {
@@ -210,7 +232,7 @@ pub(super) fn sync(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, exit: &ExitGic, 
 }
 
 /// Takes back what was put into the list registers for an entry that did not happen.
-pub(super) fn cancel(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, outcome: &mut SyncOutcome) {
+pub(super) fn cancel<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, outcome: &mut SyncOutcome) {
     let loaded = cpu.loaded;
     for intid in loaded.into_iter().take(cpu.nr_loaded) {
         change(cpu, dist, intid, outcome, Irq::take_back_untouched);
@@ -220,40 +242,53 @@ pub(super) fn cancel(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, outcome: &mut 
 }
 
 /// Whether an interrupt would be signalled to `vcpu`.
-pub(super) fn has_pending(vcpu: usize, cpu: &Cpu, dist: &Dist) -> bool {
+pub(super) fn has_pending<R: RawMutex>(vcpu: usize, cpu: &Cpu, dist: &Dist<R>) -> bool {
+    let groups = dist.groups();
     let signalled = |irq: &Irq| {
-        irq.is_deliverable(dist.groups)
+        irq.is_deliverable(groups)
             && !irq.is_active()
             && cpu.cpu_interface.enabled.allow(irq)
             && irq.priority() < cpu.cpu_interface.priority_mask
     };
-    cpu.private.iter().any(signalled)
-        || dist.busy_at(vcpu).any(|(_, irq, may_pend)| may_pend && signalled(irq))
+    let mut found = cpu.private.iter().any(signalled);
+    if !found {
+        dist.each_at(vcpu, |_, irq, may_pend| {
+            found = may_pend && signalled(irq);
+            !found
+        });
+    }
+    found
 }
 
-fn change(
+fn change<R: RawMutex>(
     cpu: &mut Cpu,
-    dist: &mut Dist,
+    dist: &Dist<R>,
     intid: u16,
     outcome: &mut SyncOutcome,
     change: impl FnOnce(&mut Irq),
 ) {
     match cpu.private.get_mut(usize::from(intid)) {
         Some(irq) => change(irq),
-        None => dist.change(usize::from(intid), &mut outcome.kick, change),
+        None => drop(dist.change(usize::from(intid), &mut outcome.kick, change)),
     }
 }
 
 /// Ends the active interrupt without a list register that the guest must have acknowledged last.
-fn end_outermost(vcpu: usize, cpu: &mut Cpu, dist: &mut Dist, outcome: &mut SyncOutcome) -> bool {
-    let private = (0..).zip(&cpu.private);
-    let shared = dist.busy_at(vcpu).map(|(intid, irq, _)| (intid, irq));
-    let outermost = private
-        .chain(shared)
-        .filter(|(_, irq)| irq.is_active() && !irq.is_loaned())
-        .min_by_key(|(intid, irq)| (irq.active_priority(), *intid))
-        .map(|(intid, irq)| (intid, irq.trigger));
-    let Some((intid, trigger)) = outermost else { return false };
+fn end_outermost<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, outcome: &mut SyncOutcome) -> bool {
+    let mut outermost: Option<(u8, u16, Trigger)> = None;
+    let mut look = |intid: u16, irq: &Irq| {
+        let key = (irq.active_priority(), intid);
+        let better = outermost.is_none_or(|(priority, other, _)| key < (priority, other));
+        if irq.is_active() && !irq.is_loaned() && better {
+            outermost = Some((key.0, intid, irq.trigger));
+        }
+    };
+    (0..).zip(&cpu.private).for_each(|(intid, irq)| look(intid, irq));
+    dist.each_at(vcpu, |intid, irq, _| {
+        look(intid, irq);
+        true
+    });
+    let Some((_, intid, trigger)) = outermost else { return false };
     change(cpu, dist, intid, outcome, Irq::clear_active);
     if trigger == Trigger::Level && usize::from(intid) >= NR_PRIVATE {
         outcome.ended.push(intid);

@@ -4,7 +4,7 @@
 //! What the architecture reserves, what has no meaning with affinity routing and one security state, and
 //! accesses of a size or alignment that a register does not have read as zero and ignore writes.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::Ordering::SeqCst;
 
 use lock_api::RawMutex;
 
@@ -25,11 +25,11 @@ impl<R: RawMutex> Vgic<R> {
     pub fn mmio_read(&self, gpa: u64, len: usize) -> Option<u64> {
         let (state, frame) = (self.state.get()?, self.layout.get()?.find(gpa)?);
         Some(match frame {
-            Frame::Dist { offset } => state.dist.lock().read(offset, len),
+            Frame::Dist { offset } => state.dist.read(offset, len),
             Frame::Redist { vcpu, last, offset } => {
                 let affinity = *state.affinities.get(vcpu)?;
                 if let (0x0070 | 0x0074, 4 | 8) = (offset, len) {
-                    return Some(part(state.dist.lock().lpis.propbaser, offset, len));
+                    return Some(part(state.dist.propbaser.load(SeqCst), offset, len));
                 }
                 state.cpus.get(vcpu)?.lock().read(affinity, last, offset, len)
             }
@@ -39,33 +39,30 @@ impl<R: RawMutex> Vgic<R> {
     /// Writes `len` bytes at the guest address `gpa` (without the shared bit). `None` if it is not the GIC's.
     pub fn mmio_write(&self, gpa: u64, len: usize, value: u64) -> Option<VcpuSet> {
         let (state, frame) = (self.state.get()?, self.layout.get()?.find(gpa)?);
+        let dist = &state.dist;
         let mut kick = VcpuSet::EMPTY;
         match frame {
-            Frame::Dist { offset } => state.dist.lock().write(offset, len, value, &mut kick),
+            Frame::Dist { offset } => dist.write(offset, len, value, &mut kick),
+            Frame::Redist { offset: offset @ (0x0070 | 0x0074), .. } => {
+                if dist.has_lpis && matches!(len, 4 | 8) && dist.lpis_enabled_at.first().is_none() {
+                    // Bits 63:59, 55:52 and 6:5 are reserved.
+                    let new = replace_part(dist.propbaser.load(SeqCst), offset, len, value);
+                    dist.propbaser.store(new & !0xf8f0_0000_0000_0060, SeqCst);
+                }
+            }
             Frame::Redist { vcpu, offset, .. } => {
                 let mut cpu = state.cpus.get(vcpu)?.lock();
                 let (was_asleep, had_lpis) = (cpu.asleep, cpu.lpis_enabled);
                 cpu.write(offset, len, value, &mut kick);
-                if let (0x0070 | 0x0074, 4 | 8) = (offset, len) {
-                    let mut dist = state.dist.lock();
-                    if dist.lpis.exist() && dist.lpis.enabled_at.is_empty() {
-                        // Bits 63:59, 55:52 and 6:5 are reserved.
-                        let new = replace_part(dist.lpis.propbaser, offset, len, value);
-                        dist.lpis.propbaser = new & !0xf8f0_0000_0000_0060;
-                    }
-                }
-                if cpu.lpis_enabled != had_lpis {
-                    let enabled_at = &mut state.dist.lock().lpis.enabled_at;
-                    if cpu.lpis_enabled {
-                        enabled_at.insert(vcpu);
-                        self.lpis_enabled.store(true, Ordering::SeqCst);
-                    } else {
-                        enabled_at.remove(vcpu);
-                    }
+                let (asleep, has_lpis) = (cpu.asleep, cpu.lpis_enabled);
+                if has_lpis != had_lpis {
+                    dist.lpis_enabled_at.set(vcpu, has_lpis);
+                    self.lpis_enabled.set(vcpu, has_lpis);
                     kick.insert(vcpu);
                 }
-                if cpu.asleep != was_asleep {
-                    state.dist.lock().set_asleep(vcpu, cpu.asleep, &mut kick);
+                drop(cpu);
+                if asleep != was_asleep {
+                    dist.set_asleep(vcpu, asleep, &mut kick);
                 }
             }
         }
@@ -76,7 +73,7 @@ impl<R: RawMutex> Vgic<R> {
 /// Interrupts that a frame's registers reach.
 pub(super) trait Bank {
     /// The interrupt, if it is reached through this frame.
-    fn irq(&self, intid: usize) -> Option<&Irq>;
+    fn irq(&self, intid: usize) -> Option<Irq>;
 
     /// Changes an interrupt and adds to `kick` who has to look at it.
     fn change(&mut self, intid: usize, kick: &mut VcpuSet, change: impl FnOnce(&mut Irq));
@@ -140,7 +137,7 @@ impl BankReg {
 
     pub(super) fn read(self, bank: &impl Bank) -> u64 {
         let gather = |first: usize, count: usize, width: usize, field: &dyn Fn(&Irq) -> u64| {
-            (0..count).filter_map(|i| Some(field(bank.irq(first + i)?) << (i * width))).fold(0, |a, b| a | b)
+            (0..count).filter_map(|i| Some(field(&bank.irq(first + i)?) << (i * width))).fold(0, |a, b| a | b)
         };
         match self {
             BankReg::Bits(BitRegAt { reg, first }) => gather(first, 32, 1, &|irq| {

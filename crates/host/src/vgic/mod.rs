@@ -39,8 +39,10 @@ mod lpi;
 mod mmio;
 mod redist;
 mod sgi;
+mod shared;
 #[cfg(test)]
 mod tests;
+mod translate;
 mod types;
 
 use alloc::vec::Vec;
@@ -50,13 +52,14 @@ use lock_api::{Mutex, RawMutex};
 use spin::Once;
 
 pub use attr::{AttrError, Limits};
-pub use its::{GuestMemory, Its};
+pub use its::{GuestMemory, Its, Remembered};
 pub use list::LrFault;
 pub use types::{ExitGic, LrImage, MAX_LRS, MAX_VCPUS, SpiList, SyncOutcome, VcpuSet};
 
 use attr::{Config, Layout};
 use cpu::Cpu;
 use dist::Dist;
+use types::AtomicVcpuSet;
 
 /// One VM's GICv3: distributor, a redistributor per vCPU, and the contents of the list registers.
 ///
@@ -71,8 +74,8 @@ pub struct Vgic<R: RawMutex> {
     layout: Once<Layout>,
     /// There is an ITS.
     has_its: AtomicBool,
-    /// A redistributor has enabled LPIs, see [`Vgic::take_lpis_enabled`].
-    lpis_enabled: AtomicBool,
+    /// vCPUs whose redistributors have enabled LPIs, see [`Vgic::take_lpis_enabled`].
+    lpis_enabled: AtomicVcpuSet,
 }
 
 /// What exists once the number of vCPUs and interrupts is known.
@@ -80,7 +83,7 @@ struct State<R: RawMutex> {
     cpus: Vec<Mutex<R, Cpu>>,
     /// Affinity of each vCPU, as in `GICD_IROUTER<n>`; the same order as `cpus`.
     affinities: Vec<u64>,
-    dist: Mutex<R, Dist>,
+    dist: Dist<R>,
 }
 
 impl<R: RawMutex> Vgic<R> {
@@ -92,7 +95,7 @@ impl<R: RawMutex> Vgic<R> {
             state: Once::new(),
             layout: Once::new(),
             has_its: AtomicBool::new(false),
-            lpis_enabled: AtomicBool::new(false),
+            lpis_enabled: AtomicVcpuSet::new(),
         }
     }
 
@@ -129,8 +132,7 @@ impl<R: RawMutex> Vgic<R> {
         let Some(state) = self.state.get() else { return LrImage::EMPTY };
         let Some(cpu) = state.cpus.get(vcpu) else { return LrImage::EMPTY };
         let mut cpu = cpu.lock();
-        let mut dist = state.dist.lock();
-        list::flush(vcpu, &mut cpu, &mut dist, nr_lrs)
+        list::flush(vcpu, &mut cpu, &state.dist, nr_lrs)
     }
 
     /// Takes back what the list registers hold after an exit of `vcpu`.
@@ -139,8 +141,7 @@ impl<R: RawMutex> Vgic<R> {
         let Some(state) = self.state.get() else { return outcome };
         let Some(cpu) = state.cpus.get(vcpu) else { return outcome };
         let mut cpu = cpu.lock();
-        let mut dist = state.dist.lock();
-        list::sync(vcpu, &mut cpu, &mut dist, exit, &mut outcome);
+        list::sync(vcpu, &mut cpu, &state.dist, exit, &mut outcome);
         outcome
     }
 
@@ -150,8 +151,7 @@ impl<R: RawMutex> Vgic<R> {
         let Some(state) = self.state.get() else { return outcome.kick };
         let Some(cpu) = state.cpus.get(vcpu) else { return outcome.kick };
         let mut cpu = cpu.lock();
-        let mut dist = state.dist.lock();
-        list::cancel(vcpu, &mut cpu, &mut dist, &mut outcome);
+        list::cancel(vcpu, &mut cpu, &state.dist, &mut outcome);
         outcome.kick
     }
 
@@ -162,15 +162,14 @@ impl<R: RawMutex> Vgic<R> {
         let Some(state) = self.state.get() else { return false };
         let Some(cpu) = state.cpus.get(vcpu) else { return false };
         let cpu = cpu.lock();
-        let dist = state.dist.lock();
-        list::has_pending(vcpu, &cpu, &dist)
+        list::has_pending(vcpu, &cpu, &state.dist)
     }
 
     /// Drives the line of a shared peripheral interrupt, `intid` from 32. For an edge-triggered interrupt
     /// every `true` is an edge. `None` if there is no such interrupt.
     pub fn set_spi(&self, intid: u32, level: bool) -> Option<VcpuSet> {
         let mut kick = VcpuSet::EMPTY;
-        self.state.get()?.dist.lock().set_line(intid, level, &mut kick)?;
+        self.state.get()?.dist.set_line(intid, level, &mut kick)?;
         Some(kick)
     }
 
@@ -178,9 +177,11 @@ impl<R: RawMutex> Vgic<R> {
     pub fn pulse_spi(&self, intid: u32) -> Option<VcpuSet> {
         let mut kick = VcpuSet::EMPTY;
         let intid = usize::try_from(intid).ok()?;
-        let mut dist = self.state.get()?.dist.lock();
-        dist.spi(intid)?;
-        dist.change(intid, &mut kick, irq::Irq::set_latch);
+        let dist = &self.state.get()?.dist;
+        if !dist.is_spi(intid) {
+            return None;
+        }
+        dist.change(intid, &mut kick, irq::Irq::set_latch)?;
         Some(kick)
     }
 

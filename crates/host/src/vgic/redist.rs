@@ -8,6 +8,7 @@ use super::types::VcpuSet;
 /// The SGI frame follows the control frame.
 const SGI_FRAME: u64 = 0x1_0000;
 
+const PENDBASER_PTZ: u64 = 1 << 62;
 const CTLR_ENABLE_LPIS: u64 = 1;
 /// Bits 63, 61:59, 55:52, 15:12, 6:0 are reserved.
 const PENDBASER_RESERVED: u64 = 0xf8f0_0000_0000_f07f;
@@ -50,6 +51,10 @@ impl Cpu {
             (0x0000, 4) if self.has_lpis => self.lpis_enabled = value & CTLR_ENABLE_LPIS != 0,
             (0x0078 | 0x007c, 4 | 8) if self.has_lpis && !self.lpis_enabled => {
                 // PTZ, bit 62, reads as zero.
+                if offset == 0x7c || len == 8 {
+                    let high = replace_part(0, offset, len, value);
+                    self.pending_zero = high & PENDBASER_PTZ != 0;
+                }
                 self.pendbaser = replace_part(self.pendbaser, offset, len, value) & !PENDBASER_RESERVED;
             }
             _ => (),
@@ -58,8 +63,8 @@ impl Cpu {
 }
 
 impl Bank for Cpu {
-    fn irq(&self, intid: usize) -> Option<&Irq> {
-        self.private.get(intid)
+    fn irq(&self, intid: usize) -> Option<Irq> {
+        self.private.get(intid).copied()
     }
 
     fn change(&mut self, intid: usize, kick: &mut VcpuSet, change: impl FnOnce(&mut Irq)) {

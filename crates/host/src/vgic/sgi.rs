@@ -94,7 +94,7 @@ impl<R: RawMutex> Vgic<R> {
         if let Some(irq) = cpu.private.get_mut(intid) {
             irq.clear_active();
         } else {
-            state.dist.lock().change(intid, &mut kick, Irq::clear_active);
+            state.dist.change(intid, &mut kick, Irq::clear_active);
         }
         Some(kick)
     }

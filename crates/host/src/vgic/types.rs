@@ -1,5 +1,7 @@
 //! Values exchanged with the run loop.
 
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
 /// List registers of `rec_enter` and `rec_exit`.
 pub const MAX_LRS: usize = 16;
 
@@ -61,6 +63,35 @@ impl VcpuSet {
     /// The vCPUs in the set, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.words.iter().enumerate().flat_map(|(i, &word)| Bits::new(word).map(move |bit| i * 64 + bit))
+    }
+}
+
+/// A set that several may change at once.
+pub(super) struct AtomicVcpuSet {
+    words: [AtomicU64; SET_WORDS],
+}
+
+impl AtomicVcpuSet {
+    pub(super) const fn new() -> AtomicVcpuSet {
+        AtomicVcpuSet { words: [const { AtomicU64::new(0) }; SET_WORDS] }
+    }
+
+    pub(super) fn contains(&self, vcpu: usize) -> bool {
+        self.words.get(vcpu / 64).is_some_and(|word| word.load(SeqCst) & (1 << (vcpu % 64)) != 0)
+    }
+
+    pub(super) fn set(&self, vcpu: usize, member: bool) {
+        let Some(word) = self.words.get(vcpu / 64) else { return };
+        if member {
+            word.fetch_or(1 << (vcpu % 64), SeqCst);
+        } else {
+            word.fetch_and(!(1 << (vcpu % 64)), SeqCst);
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<usize> {
+        let words = self.words.iter().enumerate();
+        words.flat_map(|(i, word)| Bits::new(word.load(SeqCst)).map(move |bit| i * 64 + bit)).next()
     }
 }
 

@@ -3,6 +3,7 @@
 mod attributes;
 mod cpu_interface;
 mod delivery;
+mod its;
 mod machine;
 mod random;
 mod registers;
