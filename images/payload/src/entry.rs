@@ -19,6 +19,7 @@ header:
     .long   0
 
 start:
+    mov     x20, x0
     ldr     x1, =__bss_start
     ldr     x2, =__bss_end
 1:  cmp     x1, x2
@@ -41,6 +42,7 @@ secondary_start:
     mov     sp, x1
     mov     x0, x19
     cbnz    x19, 4f
+    mov     x1, x20
     bl      primary
 4:  bl      secondary
 

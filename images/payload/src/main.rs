@@ -7,9 +7,13 @@
 #![no_main]
 #![allow(missing_docs, unreachable_pub, reason = "nothing outside of this image uses it")]
 
+mod calls;
 mod console;
+mod dtb;
 mod entry;
 mod guest;
+mod memory;
+mod protection;
 mod realm;
 mod registers;
 mod storm;
@@ -35,6 +39,8 @@ static FAILED: AtomicBool = AtomicBool::new(false);
 /// ESR of the last fault that was expected; `EXPECT` says that one is.
 static EXPECT: AtomicBool = AtomicBool::new(false);
 static FAULT: AtomicU64 = AtomicU64::new(0);
+/// Where to go on after an expected fault, if not behind the faulting instruction.
+static RESUME: AtomicU64 = AtomicU64::new(0);
 /// The CPUs' last round: [`storm`].
 static STORM: AtomicBool = AtomicBool::new(false);
 /// What each other CPU has done.
@@ -73,7 +79,13 @@ fn expect(name: &str, got: u64, wanted: u64) {
 extern "C" fn el2_exception(esr: u64, elr: u64, far: u64) -> u64 {
     if EXPECT.swap(false, Ordering::Relaxed) {
         FAULT.store(esr, Ordering::Relaxed);
-        return elr + 4;
+        let resume = RESUME.swap(0, Ordering::Relaxed);
+        if resume == 0 {
+            return elr + 4;
+        }
+        // SAFETY: back to EL2, whoever faulted.
+        unsafe { asm!("msr spsr_el2, {}", in(reg) 0x3C9_u64, options(nomem, nostack)) };
+        return resume;
     }
     line(format_args!("exception FAILED ESR={esr:#x} ELR={elr:#x} FAR={far:#x}"));
     console::fail()
@@ -113,7 +125,7 @@ fn is_gpf(esr: u64) -> bool {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn primary() -> ! {
+extern "C" fn primary(_cpu: u64, tree: u64) -> ! {
     console::init();
     line(format_args!("start"));
     expect("psci-version", smc(psci::fid::VERSION, 0, 0, 0)[0], psci::VERSION_1_1);
@@ -132,6 +144,9 @@ extern "C" fn primary() -> ! {
     if rmm {
         switches::all();
         protection();
+        protection::all();
+        memory::all(dtb::memory_end(tree));
+        calls::all();
         refusals();
     }
     psci_refusals();
