@@ -48,8 +48,8 @@ const TESTS: &[Test] = &[
     quick("unit-property-and-simulation", unit),
     quick("images-cannot-panic", crate::audit::panics),
     quick("stacks-are-bounded", crate::audit::stacks),
-    emulated("payload-on-1-cpu", |environment| payload(environment, 1)),
-    emulated("payload-on-4-cpus", |environment| payload(environment, 4)),
+    emulated("payload-on-1-cpu", |environment| payload(environment, 1, 1)),
+    emulated("payload-on-4-cpus-and-64-gib", |environment| payload(environment, 4, 64)),
     emulated("costs-stay-within-their-limits", crate::bench::check),
     emulated("host-boots-on-1-cpu", |environment| host_boots(environment, 1)),
     emulated("host-boots-on-4-cpus", |environment| host_boots(environment, 4)),
@@ -159,9 +159,12 @@ pub(crate) fn run_payload(environment: &Environment, machine: &MachineArgs) -> R
     Ok(lines.join("\n"))
 }
 
-fn payload(environment: &Environment, cpus: u32) -> Result<()> {
-    let text = run_payload(environment, &MachineArgs { host_cpus: Some(cpus), ..MachineArgs::default() })?;
+fn payload(environment: &Environment, cpus: u32, gib: u64) -> Result<()> {
+    let memory = Some(gib * 1024);
+    let machine = MachineArgs { host_cpus: Some(cpus), host_memory: memory, ..MachineArgs::default() };
+    let text = run_payload(environment, &machine)?;
     ensure!(text.contains(&format!("done, {cpus} CPUs")), "not all CPUs took part:\n{text}");
+    ensure!(text.contains(&format!(", {gib} GiB")), "not all memory was there:\n{text}");
     Ok(())
 }
 

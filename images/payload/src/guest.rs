@@ -202,6 +202,11 @@ fn call(fid: u64, args: [u64; 5]) -> Option<u64> {
     None
 }
 
+/// What the RMM owns while the Realm lives: its program, its registers, its tables.
+pub(crate) fn private_pages() -> impl Iterator<Item = u64> {
+    TABLES.into_iter().map(pa)
+}
+
 /// The Realm, while it lives.
 pub(crate) struct Guest {
     aux: u64,

@@ -13,9 +13,11 @@ mod dtb;
 mod entry;
 mod guest;
 mod memory;
+mod power;
 mod protection;
 mod realm;
 mod registers;
+mod services;
 mod storm;
 mod switches;
 mod vectors;
@@ -41,10 +43,17 @@ static EXPECT: AtomicBool = AtomicBool::new(false);
 static FAULT: AtomicU64 = AtomicU64::new(0);
 /// Where to go on after an expected fault, if not behind the faulting instruction.
 static RESUME: AtomicU64 = AtomicU64::new(0);
-/// The CPUs' last round: [`storm`].
-static STORM: AtomicBool = AtomicBool::new(false);
+/// What CPUs do when they are on.
+static PHASE: AtomicU64 = AtomicU64::new(phase::CHURN);
 /// What each other CPU has done.
 static DONE: [AtomicU64; 32] = [const { AtomicU64::new(0) }; 32];
+
+/// Values of [`PHASE`].
+mod phase {
+    pub(super) const CHURN: u64 = 0;
+    pub(super) const STORM: u64 = 1;
+    pub(super) const RACE: u64 = 2;
+}
 
 unsafe extern "C" {
     static __pool: u8;
@@ -67,12 +76,12 @@ fn check(name: &str, result: Result<(), fmt::Arguments<'_>>) {
     }
 }
 
+fn verify(name: &str, good: bool, why: fmt::Arguments<'_>) {
+    check(name, if good { Ok(()) } else { Err(why) });
+}
+
 fn expect(name: &str, got: u64, wanted: u64) {
-    if got == wanted {
-        check(name, Ok(()));
-    } else {
-        check(name, Err(format_args!("got {got:#x}, expected {wanted:#x}")));
-    }
+    verify(name, got == wanted, format_args!("got {got:#x}, expected {wanted:#x}"));
 }
 
 #[unsafe(no_mangle)]
@@ -141,26 +150,31 @@ extern "C" fn primary(_cpu: u64, tree: u64) -> ! {
     expect("rmi-version", version[0], 0);
     line(format_args!("rmi-version is {:#x} to {:#x}", version[1], version[2]));
     let rmm = version[0] == 0;
-    if rmm {
+    if rmm && power::reset() == 2 {
         switches::all();
         protection();
         protection::all();
-        memory::all(dtb::memory_end(tree));
+        memory::all(tree);
         calls::all();
         refusals();
     }
+    services::all();
+    power::standby();
     psci_refusals();
-    let cpus = other_cpus(rmm, 1..=2);
+    let cpus = other_cpus(rmm, 1..=ROUNDS);
     if cpus > 1 {
-        check("cpu-on-and-off-twice", Ok(()));
+        check("cpus-go-on-and-off-under-load", Ok(()));
     }
     if rmm {
         bench();
         realm::life(timed_nothing());
         realm::suites();
-        STORM.store(true, Ordering::Release);
-        other_cpus(rmm, 3..=3);
+        PHASE.store(phase::STORM, Ordering::Release);
+        other_cpus(rmm, ROUNDS + 1..=ROUNDS + 1);
         storm::report(cpus);
+    }
+    if cpus > 2 {
+        race(cpus);
     }
     let failed = FAILED.load(Ordering::Relaxed);
     line(format_args!("done, {} CPUs, {}", cpus, if failed { "FAILED" } else { "all ok" }));
@@ -242,6 +256,9 @@ fn psci_refusals() {
     expect("affinity-of-self-is-on", smc(psci::fid::AFFINITY_INFO_64, 0, 0, 0)[0], 0);
 }
 
+/// How often every CPU goes on and off.
+const ROUNDS: u64 = 10;
+
 /// Turns every other CPU on, once per round; together they delegate neighbouring granules.
 fn other_cpus(rmm: bool, rounds: core::ops::RangeInclusive<u64>) -> u64 {
     let mut cpus = 1;
@@ -274,7 +291,26 @@ fn other_cpus(rmm: bool, rounds: core::ops::RangeInclusive<u64>) -> u64 {
 
 /// A CPU's part in a round.
 fn work(cpu: u64) {
-    if STORM.load(Ordering::Acquire) { storm::storm(cpu) } else { churn(cpu) }
+    match PHASE.load(Ordering::Acquire) {
+        phase::STORM => storm::storm(cpu),
+        phase::RACE if cpu <= 2 => power::race(cpu),
+        _ => churn(cpu),
+    }
+}
+
+/// CPUs 0 and 2 turn CPU 1 on, while the others delegate.
+fn race(cpus: u64) {
+    PHASE.store(phase::RACE, Ordering::Release);
+    for cpu in 2..cpus {
+        expect("cpu-on", smc(psci::fid::CPU_ON_64, cpu, secondary_start as *const () as u64, cpu)[0], 0);
+    }
+    power::race(0);
+    for cpu in 2..cpus {
+        while smc(psci::fid::AFFINITY_INFO_64, cpu, 0, 0)[0] != 1 {
+            core::hint::spin_loop();
+        }
+    }
+    power::race_report();
 }
 
 /// Delegates and undelegates every 16th granule, beginning with the CPU's number.

@@ -3,15 +3,16 @@
 use cca_abi::rmi::{Status, fid};
 
 use crate::entry::smc;
-use crate::{GRANULE, check, expect, is_gpf, line, probe_read, probe_write};
+use crate::{GRANULE, check, dtb, expect, is_gpf, line, probe_read, probe_write};
 
 /// Start of DRAM, and of what the payload does not use.
 const DRAM: u64 = 0x4000_0000;
 const FREE: u64 = 0x6000_0000;
 const GIB: u64 = 1 << 30;
 
-/// Gives granules away and takes them back; `end` is where memory ends.
-pub(crate) fn all(end: u64) {
+/// Gives granules away and takes them back, wherever the device tree at `tree` says that memory is ours.
+pub(crate) fn all(tree: u64) {
+    let end = dtb::memory_end(tree);
     line(format_args!("memory ends at {end:#x}, {} GiB", (end - DRAM) >> 30));
     let gib = (DRAM / GIB + 1..=end / GIB).map(|n| n * GIB);
     let mut wrong = None;
@@ -19,6 +20,9 @@ pub(crate) fn all(end: u64) {
     // On both sides of every boundary of a table of level 1, at the end, and in the middle of a block of 2 MiB.
     let places = gib.flat_map(|boundary| [boundary - GRANULE, boundary, boundary + 0x12_3000]);
     for pa in places.chain([end - GRANULE, FREE]).filter(|&pa| pa >= FREE && pa < end) {
+        if dtb::is_reserved(tree, pa) || dtb::is_reserved(tree, pa ^ GRANULE) {
+            continue;
+        }
         count += 1;
         wrong = wrong.or(one(pa).err().map(|why| (pa, why)));
     }
