@@ -50,6 +50,7 @@ const TESTS: &[Test] = &[
     quick("stacks-are-bounded", crate::audit::stacks),
     emulated("payload-on-1-cpu", |environment| payload(environment, 1, 1)),
     emulated("payload-on-4-cpus-and-64-gib", |environment| payload(environment, 4, 64)),
+    emulated("payload-on-the-newest-qemu", newest_qemu),
     emulated("costs-stay-within-their-limits", crate::bench::check),
     emulated("host-boots-on-1-cpu", |environment| host_boots(environment, 1)),
     emulated("host-boots-on-4-cpus", |environment| host_boots(environment, 4)),
@@ -166,6 +167,17 @@ fn payload(environment: &Environment, cpus: u32, gib: u64) -> Result<()> {
     ensure!(text.contains(&format!("done, {cpus} CPUs")), "not all CPUs took part:\n{text}");
     ensure!(text.contains(&format!(", {gib} GiB")), "not all memory was there:\n{text}");
     Ok(())
+}
+
+/// Its CPU model has features that the installed one's lacks.
+fn newest_qemu(environment: &Environment) -> Result<()> {
+    let Some((qemu, line)) = setup::newest::ensure(&crate::paths::cache()?)? else {
+        println!("  skipped: Debian's archive has no QEMU that is newer than the installed one");
+        return Ok(());
+    };
+    println!("  on {line}");
+    let environment = Environment { qemu, ..environment.clone() };
+    payload(&environment, 2, 1)
 }
 
 /// The factor for time limits. They only end what hangs, and a test must not fail because a machine is slow.

@@ -165,6 +165,8 @@ pub(crate) enum Suites<'a> {
     Backports(&'a str),
     /// Every suite that may hold a certain version of Rust's source; given the current stable's backports.
     Any(&'a str),
+    /// Where the newest packages are: for QEMU with all of its libraries.
+    Newest,
 }
 
 /// A private apt state for some suites.
@@ -206,6 +208,7 @@ impl Archive {
             ),
             Suites::StableBackports => ("stable-backports", vec!["stable-backports".to_owned()], false),
             Suites::Backports(suite) => ("backports", vec![suite.to_owned()], true),
+            Suites::Newest => ("newest", vec!["testing".to_owned(), "sid".to_owned()], false),
             Suites::Any(backports) => (
                 "any",
                 vec![

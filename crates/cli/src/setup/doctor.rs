@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{apt, kernels, rust, tools};
+use super::{apt, kernels, newest, rust, tools};
 use crate::args::DoctorArgs;
 
 #[derive(Serialize)]
@@ -79,6 +79,15 @@ fn examine(cache: &Path) -> Vec<Finding> {
             Some(release) => format!("apt-get install -t {}-backports qemu-system-arm", release.codename),
             None => "apt-get install qemu-system-arm".to_owned(),
         },
+    ));
+    // Only tests use it, and they fetch it themselves: it cannot be missing.
+    let newest =
+        newest::recorded(cache).map_or("not fetched yet: `realm test` does".to_owned(), |(_, line)| line);
+    findings.push(Finding::new(
+        "newest QEMU, for tests",
+        Some(newest),
+        "shows what newer CPUs change",
+        String::new,
     ));
     for tool in tools::TOOLS {
         findings.push(Finding::new(tool.name, tool.found(), tool.purpose, || {

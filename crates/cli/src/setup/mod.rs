@@ -3,6 +3,7 @@
 pub(crate) mod apt;
 pub(crate) mod doctor;
 pub(crate) mod kernels;
+pub(crate) mod newest;
 pub(crate) mod rust;
 pub(crate) mod tools;
 
