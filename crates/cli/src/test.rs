@@ -46,6 +46,7 @@ const TESTS: &[Test] = &[
     quick("lint", lint),
     quick("lint-arm64", lint_arm64),
     quick("unit-property-and-simulation", unit),
+    quick("commands-of-several-cpus-have-an-order", schedules),
     quick("images-cannot-panic", crate::audit::panics),
     quick("stacks-are-bounded", crate::audit::stacks),
     emulated("payload-on-1-cpu", |environment| payload(environment, 1, 1)),
@@ -129,6 +130,11 @@ fn lint_arm64(environment: &Environment) -> Result<()> {
 
 fn unit(_: &Environment) -> Result<()> {
     cargo(&["test", "--quiet"])
+}
+
+/// The RMM's commands under explored schedules: a build of its own, with other atomics.
+fn schedules(_: &Environment) -> Result<()> {
+    cargo(&["test", "--quiet", "-p", "rmm", "--features", "explore", "--lib", "schedules"])
 }
 
 /// The payload in the host kernel's place, as `realm lab --payload` boots it; gives what it printed.

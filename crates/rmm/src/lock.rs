@@ -125,7 +125,7 @@ pub(crate) mod held {
     use std::thread_local;
 
     thread_local! {
-        static RANKS: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+        static RANKS: RefCell<Vec<Rank>> = RefCell::new(Vec::new());
     }
 
     /// A lock that is held.

@@ -4,7 +4,7 @@ extern crate std;
 
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::boxed::Box;
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -17,6 +17,7 @@ use crate::context::{RecContext, word};
 use crate::platform::{
     El1, El3Refused, Facts, GRANULE_SIZE, IdRegisters, LiveTimers, NsFault, Page, Platform, RealmExit,
 };
+use crate::sync::AtomicU16;
 use crate::{DramBank, Rmm};
 
 /// First byte of the machine's memory.
