@@ -113,6 +113,7 @@ pub(crate) mod held {
 
 /// Looks at what a CPU (a thread) holds whenever it takes a lock.
 #[cfg(any(test, feature = "check-locks"))]
+#[allow(clippy::missing_const_for_thread_local, reason = "shuttle's macro has no such form")]
 pub(crate) mod held {
     extern crate std;
     use super::Rank;
