@@ -94,7 +94,17 @@ impl<'a> Dtb<'a> {
             true
         })?;
         let ranges = ranges.get_mut(..found).unwrap_or_default();
-        ranges.sort_unstable_by_key(|bank| bank.base);
+        // Few, and as a rule in order: what the library has for this is larger than the rest of this file.
+        for sorted in 1..found {
+            let mut at = sorted;
+            while let Some([left, right]) = ranges.get_mut(at.wrapping_sub(1)..=at) {
+                if left.base <= right.base {
+                    break;
+                }
+                core::mem::swap(left, right);
+                at -= 1;
+            }
+        }
         let mut count = 0_usize;
         for range in ranges {
             let end = range.base.saturating_add(range.size);

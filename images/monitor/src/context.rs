@@ -22,6 +22,17 @@ const _: () = assert!(NORMAL_CONTEXT + size_of::<Context>() <= GUARDS[2]);
 const _: () = assert!(CRASH_AREA + size_of::<Regs>() <= GUARDS[1]);
 const _: () = assert!(layout::CPUS as usize + monitor::MAX_CPUS * CPU_BLOCK_SIZE <= layout::GPT as usize);
 
+// For who looks at the image whether its stacks suffice.
+core::arch::global_asm!(
+    ".global monitor_crash_stack_size, monitor_normal_stack_size, monitor_realm_stack_size",
+    ".set monitor_crash_stack_size, {crash}",
+    ".set monitor_normal_stack_size, {normal}",
+    ".set monitor_realm_stack_size, {realm}",
+    crash = const CRASH_AREA - GUARDS[0] - 0x1000,
+    normal = const NORMAL_CONTEXT - GUARDS[1] - 0x1000,
+    realm = const REALM_CONTEXT - GUARDS[2] - 0x1000,
+);
+
 /// Number of 64-bit slots for EL2 registers and keys; which is which says `switch.rs`.
 pub const SLOTS: usize = 68;
 

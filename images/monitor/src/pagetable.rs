@@ -53,17 +53,14 @@ static L2_LOW: Table = Table(level2_low());
 static L2_DRAM: Table = Table(level2_dram());
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".rodata.tables.3")]
-static L3_SHARED: Table = Table(level3_shared());
-#[unsafe(no_mangle)]
-#[unsafe(link_section = ".rodata.tables.4")]
 static L3_IMAGE: Table = Table(level3_image());
 #[unsafe(no_mangle)]
-#[unsafe(link_section = ".rodata.tables.5")]
+#[unsafe(link_section = ".rodata.tables.4")]
 static L3_CPUS: Table = Table(level3_cpus());
 
 /// Checks that the linker kept the order.
 pub fn in_order() -> bool {
-    let tables = [&L1_TABLE, &L2_LOW, &L2_DRAM, &L3_SHARED, &L3_IMAGE, &L3_CPUS];
+    let tables = [&L1_TABLE, &L2_LOW, &L2_DRAM, &L3_IMAGE, &L3_CPUS];
     (0..).zip(tables).all(|(i, table)| core::ptr::from_ref(table).addr() as u64 == place(i))
 }
 
@@ -90,9 +87,9 @@ const fn level2_low() -> [u64; 512] {
         t[i] = if pa >= 0x0800_0000 && pa < 0x0A00_0000 {
             pa | device
         } else if pa == layout::SECURE_RAM {
-            place(4) | VALID_TABLE_OR_PAGE
+            place(3) | VALID_TABLE_OR_PAGE
         } else if pa == layout::CPUS {
-            place(5) | VALID_TABLE_OR_PAGE
+            place(4) | VALID_TABLE_OR_PAGE
         } else if pa >= layout::GPT && pa < layout::SECURE_RAM + layout::SECURE_RAM_SIZE {
             pa | VALID_BLOCK | MEMORY | ROOT | EXECUTE_NEVER
         } else {
@@ -151,14 +148,9 @@ const fn level2_dram() -> [u64; 512] {
         t[i] = (layout::DTB + i as u64 * BLOCK_SIZE) | realm;
         i += 1;
     }
-    t[index(layout::SHARED_PAGE, 21)] = place(3) | VALID_TABLE_OR_PAGE;
-    t
-}
-
-const fn level3_shared() -> [u64; 512] {
-    let mut t = [0; 512];
-    let realm = VALID_TABLE_OR_PAGE | ACCESSED | NORMAL | INNER_SHAREABLE | REALM | EXECUTE_NEVER;
-    t[index(layout::SHARED_PAGE, 12)] = layout::SHARED_PAGE | realm;
+    // The 2 MiB of the shared page are all Realm memory; `hw` writes nothing of them but that page.
+    let shared = index(layout::SHARED_PAGE, 21);
+    t[shared] = (layout::DTB + shared as u64 * BLOCK_SIZE) | (realm & !READ_ONLY);
     t
 }
 

@@ -20,6 +20,11 @@ use crate::ui;
 /// What can be built by itself.
 const PARTS: &[&str] = &["monitor", "rmm", "payload", "module", "realm", "initramfs"];
 
+/// The monitor's package.
+const MONITOR: &str = "monitor-image";
+/// Bytes that the monitor's image may have.
+const MONITOR_LIMIT: u64 = 128 << 10;
+
 /// Where the products lie.
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
@@ -89,7 +94,7 @@ pub(crate) fn build(environment: &Environment, parts: &[&str]) -> Result<Images>
     let _lock = crate::setup::lock(directory)?;
     for &part in parts {
         match part {
-            "monitor" => firmware(environment, "monitor-image", "the monitor", &images.monitor)?,
+            "monitor" => firmware(environment, MONITOR, "the monitor", &images.monitor)?,
             "rmm" => firmware(environment, "rmm-image", "the RMM", &images.rmm)?,
             "payload" => firmware(environment, "payload-image", "the test payload", &images.payload)?,
             "module" => module(environment, &images.module)?,
@@ -119,7 +124,8 @@ fn announced(what: &str, product: &Path, work: impl FnOnce(bool) -> Result<()>) 
 fn cargo(mut cargo: Command, package: &str, target: &str, show: bool) -> Result<()> {
     cargo.current_dir(crate::paths::checkout()?).args([
         "build",
-        "--release",
+        "--profile",
+        profile(package),
         "-p",
         package,
         "--target",
@@ -132,9 +138,14 @@ fn cargo(mut cargo: Command, package: &str, target: &str, show: bool) -> Result<
     command::loud(&mut cargo)
 }
 
+/// The profile that a package is built in.
+fn profile(package: &str) -> &'static str {
+    if package == MONITOR { "monitor" } else { "release" }
+}
+
 /// Where cargo leaves an image's ELF file.
 pub(crate) fn firmware_elf(package: &str) -> Result<PathBuf> {
-    Ok(crate::paths::target()?.join(BARE).join("release").join(package))
+    Ok(crate::paths::target()?.join(BARE).join(profile(package)).join(package))
 }
 
 /// An image: compiled, then turned from ELF into the bytes that lie in memory.
@@ -143,6 +154,10 @@ fn firmware(environment: &Environment, package: &str, what: &str, image: &Path) 
         cargo(environment.rust.cargo(&environment.rust.bare), package, BARE, first)?;
         let elf = firmware_elf(package)?;
         output(Command::new("aarch64-linux-gnu-objcopy").args(["-O", "binary"]).arg(&elf).arg(image))?;
+        let size = std::fs::metadata(image)?.len();
+        if package == MONITOR && size > MONITOR_LIMIT {
+            bail!("the monitor has {size} bytes, more than the {MONITOR_LIMIT} that it promises");
+        }
         Ok(())
     })
 }
