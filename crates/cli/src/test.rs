@@ -47,6 +47,7 @@ const TESTS: &[Test] = &[
     quick("lint-arm64", lint_arm64),
     quick("unit-property-and-simulation", unit),
     quick("commands-of-several-cpus-have-an-order", schedules),
+    quick("monitor-keeps-order-among-cpus", monitor_schedules),
     quick("images-cannot-panic", crate::audit::panics),
     quick("stacks-are-bounded", crate::audit::stacks),
     emulated("payload-on-1-cpu", |environment| payload(environment, 1, 1)),
@@ -135,6 +136,11 @@ fn unit(_: &Environment) -> Result<()> {
 /// The RMM's commands under explored schedules: a build of its own, with other atomics.
 fn schedules(_: &Environment) -> Result<()> {
     cargo(&["test", "--quiet", "-p", "rmm", "--features", "explore", "--lib", "schedules"])
+}
+
+/// PSCI and the division of protection blocks, in many orders of their steps.
+fn monitor_schedules(_: &Environment) -> Result<()> {
+    cargo(&["test", "--quiet", "-p", "monitor", "--features", "explore"])
 }
 
 /// The payload in the host kernel's place, as `realm lab --payload` boots it; gives what it printed.

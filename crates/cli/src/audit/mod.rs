@@ -59,16 +59,6 @@ const IMAGES: &[Audit] = &[Audit {
         ("<hmac::", "likewise"),
         ("rfc6979::", "likewise"),
     ],
-}, Audit {
-    package: "monitor-image",
-    part: "monitor",
-    roots: &[
-        ("el3_main", "monitor_normal_stack_size"),
-        ("el3_sync", "monitor_realm_stack_size"),
-        ("el3_fatal", "monitor_crash_stack_size"),
-    ],
-    vectors: &[],
-    may_panic: &[],
 }];
 
 /// Functions that are panics, as `starts_with`.
