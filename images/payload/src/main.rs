@@ -12,6 +12,7 @@ mod console;
 mod dtb;
 mod entry;
 mod guest;
+mod measured;
 mod memory;
 mod power;
 mod protection;

@@ -19,10 +19,11 @@ use core::mem::offset_of;
 use core::ops::ControlFlow;
 
 use cca_abi::psci as host_psci;
-use cca_abi::rmi::{self, ExitReason, RealmParams, RecEnter, RecExit, RecParams, RecRun, fid};
+use cca_abi::rmi::{self, ExitReason, HashAlgorithm, RealmParams, RecEnter, RecExit, RecParams, RecRun, fid};
 use cca_abi::rsi::HostCall;
 
 use crate::entry::{Answer, smc_timed};
+use crate::measured::Rim;
 use crate::{GRANULE, check, expect, is_gpf, line, pool, probe_read};
 
 /// IPA width: the shared half begins at bit 35. One start table at level 1.
@@ -47,6 +48,7 @@ mod command {
     pub(super) const FLOATING_POINT: u64 = 3;
     pub(super) const SCRIBBLE: u64 = 4;
     pub(super) const TOKEN: u64 = 5;
+    pub(super) const MEASUREMENT: u64 = 6;
 }
 
 global_asm!(
@@ -75,6 +77,8 @@ realm_program:
     b.eq    4f
     cmp     x2, #5
     b.eq    5f
+    cmp     x2, #6
+    b.eq    7f
     cmp     x2, #3
     b.ne    1b
     fmov    d0, x2
@@ -110,6 +114,16 @@ realm_program:
     mov     x3, #1
     msr     osdlr_el1, x3
     msr     oslar_el1, x3
+    b       1b
+    // The initial measurement.
+7:  mov     x0, #0x0192
+    movk    x0, #0xC400, lsl #16
+    mov     x1, #0
+    smc     #0
+    stp     x1, x2, [x20, #24]
+    stp     x3, x4, [x20, #40]
+    stp     x5, x6, [x20, #56]
+    stp     x7, x8, [x20, #72]
     b       1b
 2:  ldr     x3, [x20, #16]
     ldr     x4, [x3]
@@ -229,15 +243,28 @@ pub(crate) fn suites() {
 
 /// The whole life.
 pub(crate) fn life(nothing: u64) {
-    let built = build(nothing);
-    let ran = if built.is_continue() { run(nothing) } else { ControlFlow::Break(()) };
-    let ended = destroy();
-    if built.is_continue() && ran.is_continue() && ended.is_continue() {
-        check("realm-lives-and-dies", Ok(()));
+    for algorithm in [HashAlgorithm::Sha256, HashAlgorithm::Sha512] {
+        let first = algorithm == HashAlgorithm::Sha256;
+        let bench = |name: &str, ticks| {
+            if first {
+                bench(name, ticks, nothing)
+            }
+        };
+        let ran = build(algorithm, bench).map_continue(|rim| measurement(&rim));
+        let ran = match ran {
+            ControlFlow::Continue(ControlFlow::Continue(())) if first => run(nothing),
+            ControlFlow::Continue(ran) => ran,
+            ControlFlow::Break(()) => ControlFlow::Break(()),
+        };
+        let ended = destroy(first);
+        if ran.is_continue() && ended.is_continue() {
+            check("realm-lives-and-dies", Ok(()));
+        }
     }
 }
 
-fn build(nothing: u64) -> ControlFlow<()> {
+/// Makes the Realm; gives what its initial measurement should be.
+fn build(algorithm: HashAlgorithm, bench: impl Fn(&str, u64)) -> ControlFlow<(), Rim> {
     for page in DELEGATED {
         rmi("realm-is-made", fid::GRANULE_DELEGATE, [pa(page), 0, 0, 0, 0])?;
     }
@@ -247,18 +274,24 @@ fn build(nothing: u64) -> ControlFlow<()> {
     let features = rmi::Features0(smc_timed(fid::FEATURES, [0; 5]).x[1]);
     poke(Page::Params, offset_of!(RealmParams, num_bps), features.num_bps());
     poke(Page::Params, offset_of!(RealmParams, num_wps), features.num_wps());
+    poke(Page::Params, offset_of!(RealmParams, hash_algo), algorithm as u64);
     poke(Page::Params, offset_of!(RealmParams, vmid), 7);
     poke(Page::Params, offset_of!(RealmParams, rtt_base), pa(Page::Start));
     poke(Page::Params, offset_of!(RealmParams, rtt_level_start), 1);
     poke(Page::Params, offset_of!(RealmParams, rtt_num_start), 1);
     let rd = pa(Page::Rd);
+    let mut rim = Rim::new(algorithm, |n| peek(Page::Params, 8 * n));
     let create = rmi("realm-is-made", fid::REALM_CREATE, [rd, pa(Page::Params), 0, 0, 0])?;
-    bench("RMI_REALM_CREATE", create.ticks, nothing);
+    bench("RMI_REALM_CREATE", create.ticks);
     rmi("realm-is-made", fid::RTT_CREATE, [rd, pa(Page::Level2), PROGRAM, 2, 0])?;
     let table = rmi("realm-is-made", fid::RTT_CREATE, [rd, pa(Page::Level3), PROGRAM, 3, 0])?;
-    bench("RMI_RTT_CREATE", table.ticks, nothing);
+    bench("RMI_RTT_CREATE", table.ticks);
     let ripas = rmi("realm-is-made", fid::RTT_INIT_RIPAS, [rd, PROGRAM, TOP, 0, 0])?;
-    bench("RMI_RTT_INIT_RIPAS of 16 pages", ripas.ticks, nothing);
+    bench("RMI_RTT_INIT_RIPAS of 16 pages", ripas.ticks);
+
+    for page in (PROGRAM..TOP).step_by(GRANULE as usize) {
+        rim.ripas(page);
+    }
 
     clear(Page::Source);
     // SAFETY: the program's bytes, between its two symbols, in whole words.
@@ -273,11 +306,13 @@ fn build(nothing: u64) -> ControlFlow<()> {
     let source = pa(Page::Source);
     let measure = rmi::DATA_MEASURE_CONTENT;
     let data = rmi("realm-is-made", fid::DATA_CREATE, [rd, pa(Page::Program), PROGRAM, source, measure])?;
-    bench("RMI_DATA_CREATE measured", data.ticks, nothing);
+    bench("RMI_DATA_CREATE measured", data.ticks);
+    rim.data(PROGRAM, Some(|n: usize| peek(Page::Source, 8 * n)));
     clear(Page::Source);
     let data = rmi("realm-is-made", fid::DATA_CREATE, [rd, pa(Page::Call), CALL, source, 0])?;
-    bench("RMI_DATA_CREATE not measured", data.ticks, nothing);
+    bench("RMI_DATA_CREATE not measured", data.ticks);
 
+    rim.data(CALL, None::<fn(usize) -> u64>);
     let aux = rmi("realm-is-made", fid::REC_AUX_COUNT, [rd, 0, 0, 0, 0])?.x[1];
     if aux > 1 {
         check("realm-is-made", Err(format_args!("{aux} auxiliary granules, this test has one")));
@@ -289,16 +324,28 @@ fn build(nothing: u64) -> ControlFlow<()> {
     poke(Page::Params, offset_of!(RecParams, num_aux), aux);
     poke(Page::Params, offset_of!(RecParams, aux), pa(Page::Aux));
     let rec = rmi("realm-is-made", fid::REC_CREATE, [rd, pa(Page::Rec), pa(Page::Params), 0, 0])?;
-    bench("RMI_REC_CREATE", rec.ticks, nothing);
+    bench("RMI_REC_CREATE", rec.ticks);
     rmi("realm-is-made", fid::REALM_ACTIVATE, [rd, 0, 0, 0, 0])?;
+    rim.rec(PROGRAM);
+    ControlFlow::Continue(rim)
+}
+
+/// The first entry, which comes to the first host call, and what the Realm says its initial measurement is.
+fn measurement(rim: &Rim) -> ControlFlow<()> {
+    clear(Page::Run);
+    let (reason, _) = enter(command::NOTHING, 0, 0)?;
+    expect_exit("realm-runs", reason, ExitReason::HostCall)?;
+    // The command is done after this entry; what it gave comes with the next host call.
+    let (reason, _) = enter(command::MEASUREMENT, 0, 0)?;
+    expect_exit("realm-is-measured", reason, ExitReason::HostCall)?;
+    let words = core::array::from_fn(|n| exit(offset_of!(RecExit, gprs) + 8 * (2 + n)));
+    let same =
+        if words == rim.value { Ok(()) } else { Err(format_args!("{words:#x?}, not {:#x?}", rim.value)) };
+    check("realm-is-measured", same);
     ControlFlow::Continue(())
 }
 
 fn run(nothing: u64) -> ControlFlow<()> {
-    clear(Page::Run);
-    // The first entry comes to the first host call.
-    let (reason, _) = enter(command::NOTHING, 0, 0)?;
-    expect_exit("realm-runs", reason, ExitReason::HostCall)?;
     let mut empty = u64::MAX;
     for _ in 0..8 {
         let (reason, ticks) = enter(command::NOTHING, 0, 0)?;
@@ -499,8 +546,8 @@ fn first_touch(nothing: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Takes apart whatever is there; every granule must come back empty.
-fn destroy() -> ControlFlow<()> {
+/// Takes apart whatever is there; every granule must come back empty. A Realm that ran touched a page more.
+fn destroy(ran: bool) -> ControlFlow<()> {
     let rd = pa(Page::Rd);
     for (page, ipa) in [(Page::Program, PROGRAM), (Page::Call, CALL), (Page::Free, FREE)] {
         let answer = smc_timed(fid::DATA_DESTROY, [rd, ipa, 0, 0, 0]);
@@ -512,7 +559,7 @@ fn destroy() -> ControlFlow<()> {
     smc_timed(fid::RTT_DESTROY, [rd, PROGRAM, 3, 0, 0]);
     smc_timed(fid::RTT_DESTROY, [rd, PROGRAM, 2, 0, 0]);
     rmi("realm-is-destroyed", fid::REALM_DESTROY, [rd, 0, 0, 0, 0])?;
-    for page in DELEGATED.into_iter().chain([Page::Call, Page::Free]) {
+    for page in DELEGATED.into_iter().chain([Page::Call]).chain(ran.then_some(Page::Free)) {
         rmi("realm-is-destroyed", fid::GRANULE_UNDELEGATE, [pa(page), 0, 0, 0, 0])?;
         if let Some(word) = (0..GRANULE as usize / 8).find(|&word| peek(page, word * 8) != 0) {
             check("realm-leaves-nothing", Err(format_args!("page {} word {word}", page as u64)));
