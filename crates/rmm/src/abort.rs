@@ -1,5 +1,7 @@
 //! Aborts from a REC: which are the Realm's, which the host's, and how an emulated access is completed.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use cca_abi::rmi::{ExitReason, Ripas};
 
 use crate::Rmm;
@@ -8,9 +10,10 @@ use crate::context::{RecContext, word};
 use crate::entry::Entry;
 use crate::inject;
 use crate::level::Level;
-use crate::platform::Platform;
+use crate::platform::{El1, Platform};
 use crate::rec::LastAbort;
 use crate::run::{Flow, Run};
+use crate::stage1;
 
 // Fields of ESR_EL2 for an abort.
 const EC: u64 = 0x3F << 26;
@@ -65,7 +68,8 @@ impl<P: Platform> Rmm<'_, P> {
 
         let ipa = (hpfar & FIPA) << 8;
         if !run.stage2.is_inside(ipa) {
-            inject::address_size_fault(&self.platform, run.cpu, &run.ctx, esr, far);
+            let level = self.stage1_level(run, far);
+            inject::address_size_fault(&self.platform, run.cpu, &run.ctx, esr, far, level);
             return Flow::Resume;
         }
         if run.stage2.is_protected(ipa) {
@@ -89,6 +93,32 @@ impl<P: Platform> Rmm<'_, P> {
         }
         run.exit.hpfar = hpfar & FIPA;
         run.leave(ExitReason::Sync)
+    }
+
+    /// The level of the Realm's own tables from which an access to `va` left its address space; 0 with the MMU off.
+    fn stage1_level(&self, run: &Run<'_>, va: u64) -> i64 {
+        let register = |register| self.platform.el1(run.cpu, &run.ctx, register);
+        if register(El1::Sctlr) & inject::SCTLR_M == 0 {
+            return 0;
+        }
+        let tables = stage1::Tables {
+            tcr: register(El1::Tcr),
+            ttbr0: register(El1::Ttbr0),
+            ttbr1: register(El1::Ttbr1),
+        };
+        stage1::fault_level(
+            tables,
+            va,
+            |ipa| run.stage2.is_inside(ipa),
+            |ipa| {
+                if !run.stage2.is_protected(ipa) {
+                    return None;
+                }
+                self.with_realm_page(&run.stage2, ipa, |page, at| page.get(at).map(|word| word.load(Relaxed)))
+                    .ok()
+                    .flatten()
+            },
+        )
     }
 }
 

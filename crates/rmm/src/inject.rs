@@ -17,7 +17,7 @@ const PSTATE_TCO: u64 = 1 << 25;
 const PSTATE_NZCV: u64 = 0xF << 28;
 const PSTATE_AARCH32: u64 = 1 << 4;
 
-const SCTLR_M: u64 = 1;
+pub(crate) const SCTLR_M: u64 = 1;
 const SCTLR_SPAN: u64 = 1 << 23;
 const SCTLR_DSSBS: u64 = 1 << 44;
 
@@ -27,7 +27,8 @@ const EC_DATA_ABORT: u64 = 0x24;
 
 /// Fault status codes.
 const FSC_EXTERNAL_ABORT: u64 = 0x10;
-const FSC_ADDRESS_SIZE: u64 = 0x00;
+/// Address size fault: the level, except for this one.
+const FSC_ADDRESS_SIZE_MINUS_1: u64 = 0x29;
 
 /// Whether the REC was at EL0.
 fn from_el0(pstate: u64) -> bool {
@@ -85,18 +86,16 @@ pub(crate) fn external_abort<P: Platform>(
     abort(platform, cpu, ctx, esr, far, EA | FSC_EXTERNAL_ABORT);
 }
 
-/// An Address Size Fault for an access beyond the Realm's address space.
+/// An Address Size Fault for an access beyond the Realm's address space, at the given level of stage 1.
 pub(crate) fn address_size_fault<P: Platform>(
     platform: &P,
     cpu: usize,
     ctx: &RecContext<'_>,
     esr: u64,
     far: u64,
+    level: i64,
 ) {
-    // With the MMU off the fault arises at level 0; otherwise it is the last level's output address that is wrong.
-    let mmu_on = platform.el1(cpu, ctx, El1::Sctlr) & SCTLR_M != 0;
-    let level = if mmu_on { 3 } else { 0 };
-    abort(platform, cpu, ctx, esr, far, FSC_ADDRESS_SIZE | level);
+    abort(platform, cpu, ctx, esr, far, u64::try_from(level).unwrap_or(FSC_ADDRESS_SIZE_MINUS_1));
 }
 
 fn abort<P: Platform>(platform: &P, cpu: usize, ctx: &RecContext<'_>, esr: u64, far: u64, fault: u64) {

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | what does a command do | `delegation`, `realm`, `rec`, `data`, `rtt`, `ripas`, `unprotected`, `psci`, `rsi` |
 //! | where do attestation tokens come from | `attestation` |
-//! | how does a REC run | `run`, `abort`, `sysreg`, `inject`, `timer`, `gic`, `pmu`, `reset`, [`context`] |
+//! | how does a REC run | `run`, `abort`, `sysreg`, `inject`, `timer`, `gic`, `pmu`, `stage1`, `reset`, [`context`] |
 //! | who owns which memory | `granule`, `lock`, `aux` |
 //! | what do stage 2 tables look like | `level`, `entry`, `walk` |
 //! | what does the machine offer | [`platform`], `config` |
@@ -38,6 +38,7 @@ mod rmi;
 mod rsi;
 mod rtt;
 mod run;
+mod stage1;
 pub mod sync;
 mod sysreg;
 mod timer;

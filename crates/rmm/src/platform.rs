@@ -83,6 +83,12 @@ pub enum El1 {
     Esr,
     /// `FAR_EL1` (written).
     Far,
+    /// `TCR_EL1` (read).
+    Tcr,
+    /// `TTBR0_EL1` (read).
+    Ttbr0,
+    /// `TTBR1_EL1` (read).
+    Ttbr1,
 }
 
 /// The control registers of the running REC's EL1 timers, with ISTATUS as it is now.

@@ -388,5 +388,8 @@ fn el1_word(register: El1) -> usize {
         El1::Spsr => word::SPSR_EL1,
         El1::Esr => word::ESR_EL1,
         El1::Far => word::FAR_EL1,
+        El1::Tcr => word::TCR_EL1,
+        El1::Ttbr0 => word::TTBR0_EL1,
+        El1::Ttbr1 => word::TTBR1_EL1,
     }
 }

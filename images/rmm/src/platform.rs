@@ -252,6 +252,9 @@ impl Platform for Machine {
             El1::Spsr => read_reg!(spsr_el12!()),
             El1::Esr => read_reg!(esr_el12!()),
             El1::Far => read_reg!(far_el12!()),
+            El1::Tcr => read_reg!(tcr_el12!()),
+            El1::Ttbr0 => read_reg!(ttbr0_el12!()),
+            El1::Ttbr1 => read_reg!(ttbr1_el12!()),
         }
     }
 
@@ -265,6 +268,9 @@ impl Platform for Machine {
                 El1::Spsr => write_reg!(spsr_el12!(), value),
                 El1::Esr => write_reg!(esr_el12!(), value),
                 El1::Far => write_reg!(far_el12!(), value),
+                El1::Tcr => write_reg!(tcr_el12!(), value),
+                El1::Ttbr0 => write_reg!(ttbr0_el12!(), value),
+                El1::Ttbr1 => write_reg!(ttbr1_el12!(), value),
             }
         }
     }

@@ -128,12 +128,14 @@ fn protected_aborts_go_to_whom_they_belong() {
     });
     host.guest(|ctx| {
         assert_eq!(ctx.pc(), 0x1000);
-        // Beyond the address space, MMU on.
+        // Beyond the address space, MMU on: the Realm's level 1 table, which is on its page, has no table below.
         ctx.set(word::SCTLR_EL1, 1);
+        ctx.set(word::TCR_EL1, 25);
+        ctx.set(word::TTBR0_EL1, 0x3000);
         abort(DATA_ABORT, 0x99, SHARED * 2)
     });
     host.guest(|ctx| {
-        assert_eq!(ctx.get(word::ESR_EL1), 0x25 << 26 | 1 << 25 | 3);
+        assert_eq!(ctx.get(word::ESR_EL1), 0x25 << 26 | 1 << 25 | 1);
         // An instruction fetch from shared memory.
         abort(0x20 << 26 | 1 << 25 | 7, 0x77, SHARED)
     });
