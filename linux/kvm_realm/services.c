@@ -7,6 +7,7 @@
 #include <linux/cpumask.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
@@ -140,7 +141,8 @@ bool shim_is_user_range(u64 address, u64 size)
 }
 
 /*
- * Pins pages of the calling process: shared = a Realm will write to them for long, otherwise they are read once now.
+ * Pins pages of the calling process: shared = a Realm is about to be given them to write to (breaking any copy on
+ * write), otherwise they are read. Both until they have been used, which is soon.
  * Device memory is refused: I/O mappings by the pin itself, memory that belongs to a device here.
  * The number of pages pinned (at least 1), or an error.
  */
@@ -149,7 +151,7 @@ long shim_pin_user_pages(u64 address, u32 count, bool shared, u64 *phys)
 	struct page **pages = (struct page **)phys;	/* each entry is replaced by its address below */
 	long n, i;
 
-	n = pin_user_pages_fast(address & PAGE_MASK, count, shared ? FOLL_WRITE | FOLL_LONGTERM : 0, pages);
+	n = pin_user_pages_fast(address & PAGE_MASK, count, shared ? FOLL_WRITE : 0, pages);
 	if (n <= 0)
 		return n < 0 ? n : -EFAULT;
 	for (i = 0; i < n; i++) {
@@ -169,6 +171,69 @@ void shim_unpin_page(u64 phys, bool dirty)
 	struct page *page = pfn_to_page(PHYS_PFN(phys));
 
 	unpin_user_pages_dirty_lock(&page, 1, dirty);
+}
+
+/* ---- Changes of user space's mappings ---- */
+
+struct memory_watch {
+	struct mmu_notifier notifier;
+	void *hook;
+};
+
+static int change_begins(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
+{
+	struct memory_watch *w = container_of(mn, struct memory_watch, notifier);
+
+	kvmr_change_begins(w->hook, range->start, range->end, mmu_notifier_range_blockable(range));
+	return 0;
+}
+
+static void change_ends(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
+{
+	kvmr_change_ends(container_of(mn, struct memory_watch, notifier)->hook);
+}
+
+/* The process ends: a change of everything that does not end. */
+static void space_ends(struct mmu_notifier *mn, struct mm_struct *mm)
+{
+	kvmr_change_begins(container_of(mn, struct memory_watch, notifier)->hook, 0, U64_MAX, true);
+}
+
+static const struct mmu_notifier_ops memory_ops = {
+	.release = space_ends,
+	.invalidate_range_start = change_begins,
+	.invalidate_range_end = change_ends,
+};
+
+/*
+ * Tells Rust of all changes of the calling process's mappings. On success the watch owns the hook until
+ * shim_memory_watch_free; on failure the caller keeps it.
+ */
+long shim_memory_watch_new(void *hook, void **watch)
+{
+	struct memory_watch *w = kzalloc(sizeof(*w), GFP_KERNEL_ACCOUNT);
+	int err;
+
+	if (!w)
+		return -ENOMEM;
+	w->hook = hook;
+	w->notifier.ops = &memory_ops;
+	err = mmu_notifier_register(&w->notifier, current->mm);
+	if (err) {
+		kfree(w);
+		return err;
+	}
+	*watch = w;
+	return 0;
+}
+
+/* No call is under way when this returns; the hook is the caller's again. */
+void shim_memory_watch_free(void *watch)
+{
+	struct memory_watch *w = watch;
+
+	mmu_notifier_unregister(&w->notifier, w->notifier.mm);
+	kfree(w);
 }
 
 /* ---- Locks ---- */

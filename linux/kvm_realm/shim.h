@@ -60,6 +60,8 @@ u64 kvmr_vcpu_page(void *object, u64 index); /* rust */
 u64 kvmr_stat(u32 which); /* rust */
 size_t kvmr_stats(char *to, size_t len); /* rust */
 void kvmr_event(void *fire); /* rust */
+void kvmr_change_begins(void *hook, u64 start, u64 end, bool may_sleep); /* rust */
+void kvmr_change_ends(void *hook); /* rust */
 
 /* ---- files.c ---- */
 extern const struct file_operations shim_system_fops;
@@ -84,6 +86,8 @@ void shim_mm_drop(void *mm);
 bool shim_mm_is_current(const void *mm);
 long shim_pin_user_pages(u64 address, u32 count, bool shared, u64 *phys);
 void shim_unpin_page(u64 phys, bool dirty);
+long shim_memory_watch_new(void *hook, void **watch);
+void shim_memory_watch_free(void *watch);
 void *shim_mutex_new(void);
 void shim_mutex_free(void *m);
 void shim_mutex_lock(void *m);

@@ -9,6 +9,7 @@ use crate::gmem::{GmemPage, take_for_realm};
 use crate::kernel::{Kernel, PAGE_SIZE, PinPurpose, UserPage, reserve};
 use crate::memory::Face;
 use crate::rtt::PAGE_LEVEL;
+use crate::shared::Mapped;
 use crate::vm::Vm;
 
 /// What became of a fault.
@@ -97,53 +98,55 @@ impl<K: Kernel> Vm<K> {
         reserve(&mut pins, 1)?;
         // Whoever changes slots and attributes all the time only makes this vCPU fault again.
         for _ in 0..16 {
-            let (user_address, generation) = {
+            let (id, user_address, generation, shared) = {
                 let memory = self.memory.lock();
                 let Some(slot) = memory.slots.find(page_address) else { return Ok(Fault::NoSlot) };
                 if slot.gmem.is_some() && memory.private.contains(page_address) {
                     return Ok(Fault::ToUser);
                 }
-                (slot.user_address + (page_address - slot.base), memory.generation)
+                let user_address = slot.user_address + (page_address - slot.base);
+                (slot.id, user_address, memory.generation, memory.shared.clone())
             };
+            // Before the page is looked up: a change that ends later is noticed.
+            let changes = shared.changes();
             // Without the lock: it may wait for user space for ever.
-            if pins.is_empty() {
-                self.kernel.pin_user_pages(user_address, 1, PinPurpose::Shared, &mut pins)?;
-            }
+            pins.clear();
+            self.kernel.pin_user_pages(user_address, 1, PinPurpose::Shared, &mut pins)?;
+            let desc = pins.first().ok_or(Errno::EFAULT)?.pa() | SHARED_ATTRIBUTES;
             let mut guard = self.memory.lock();
             let memory = &mut *guard;
-            if memory.generation != generation {
-                drop(guard);
-                pins.clear();
-                self.kernel.cond_resched();
-                continue;
-            }
-            let slot = memory.slots.find_mut(page_address).ok_or(Errno::EIO)?;
             let rtt = memory.rtt.as_mut().ok_or(Errno::EIO)?;
-            let index = slot.page_of(page_address);
-            slot.shared.prepare(index)?;
-            if slot.shared.get(index).is_some() {
-                // Another vCPU was faster, or the Realm faults on a page that it has: then a retry would fault for
-                // ever.
-                let entry = rtt.read_entry(&self.rmi, page_address | rtt.geometry().shared_bit())?;
-                return if entry.level == PAGE_LEVEL && entry.state == rtt_entry_state::ASSIGNED {
-                    Ok(Fault::Resolved)
-                } else {
-                    Err(Errno::EIO)
-                };
-            }
-            let Some(pin) = pins.pop() else { return Err(Errno::EFAULT) };
             let ipa = page_address | rtt.geometry().shared_bit();
-            let desc = pin.pa() | SHARED_ATTRIBUTES;
-            rtt.with_page_table(&self.rmi, ipa, |rmi, rd| {
-                rmi.rtt_map_unprotected(rd, ipa, PAGE_LEVEL, desc)
-            })?
-            .map_err(|error| {
-                self.rmi.log("share a page", error);
-                Errno::from(error)
-            })?;
-            drop(slot.shared.insert(index, pin));
-            self.rmi.each_stats(|stats| stats.count_pinned(1));
-            return Ok(Fault::Resolved);
+            let mut deepest = i64::MIN;
+            while memory.generation == generation {
+                shared.prepare(id, page_address)?;
+                match shared.map(id, page_address, changes, desc) {
+                    Mapped::Done => return Ok(Fault::Resolved),
+                    Mapped::Already => {
+                        // Another vCPU was faster, or the Realm faults on a page that it has: then a retry would
+                        // fault for ever.
+                        let entry = rtt.read_entry(&self.rmi, ipa)?;
+                        let usable = entry.level == PAGE_LEVEL && entry.state == rtt_entry_state::ASSIGNED;
+                        // Unless it was taken away again meanwhile.
+                        let changed = shared.changes() != changes;
+                        return if usable || changed { Ok(Fault::Resolved) } else { Err(Errno::EIO) };
+                    }
+                    Mapped::Retry => break,
+                    Mapped::Refused(error) => match error.rtt_level() {
+                        // Each round must get deeper than the one before.
+                        Some(level) if level < PAGE_LEVEL && level > deepest => {
+                            deepest = level;
+                            rtt.create_levels(&self.rmi, ipa, level, PAGE_LEVEL)?;
+                        }
+                        _ => {
+                            self.rmi.log("share a page", error);
+                            return Err(error.into());
+                        }
+                    },
+                }
+            }
+            drop(guard);
+            self.kernel.cond_resched();
         }
         Ok(Fault::Resolved)
     }

@@ -12,8 +12,10 @@
 //!   belongs to the Realm world is never dropped (see [`crate::granule::Delegated`]).
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use crate::errno::{Errno, Result};
 use crate::files::FileObject;
@@ -47,7 +49,8 @@ pub enum Fill {
 /// Why a page of user memory is pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinPurpose {
-    /// A Realm will read and write it for long (`FOLL_WRITE | FOLL_LONGTERM`); dirty when the pin is dropped.
+    /// A Realm is about to be given it, to read and write (`FOLL_WRITE`): it is the page that user space itself would
+    /// write to. Pinned only until it is mapped; dirty then.
     Shared,
     /// It is read once now (populate).
     Source,
@@ -71,6 +74,8 @@ pub trait Kernel: Clone + Send + Sync + 'static {
     type EventFd: EventFd;
     /// A hook into an eventfd. Dropping it unhooks, and waits for a call that is under way.
     type Watch: Send + Sync + 'static;
+    /// A hook into an address space. Dropping it unhooks, and waits for a call that is under way.
+    type MemoryWatch: Send + Sync + 'static;
 
     /// Secure monitor call. Any context.
     fn smc(&self, regs: &mut SmcRegs);
@@ -122,6 +127,12 @@ pub trait Kernel: Clone + Send + Sync + 'static {
         purpose: PinPurpose,
         pages: &mut Vec<Self::UserPage>,
     ) -> Result<usize>;
+
+    /// Tells `hook` of every change of the calling process's mappings, until the process or the hook ends.
+    ///
+    /// # Errors
+    /// `ENOMEM` and others.
+    fn watch_memory(&self, hook: Arc<dyn MemoryHook>) -> Result<Self::MemoryWatch>;
 
     /// Makes a file descriptor, close-on-exec, of the calling process. `name` is what `/proc/self/fd` shows.
     /// `size` is the file's size as `fstat` shows it.
@@ -218,6 +229,16 @@ pub trait Page: Send + Sync + Sized + 'static {
 pub trait UserPage: Send + Sync + Sized + 'static {
     /// Physical address.
     fn pa(&self) -> u64;
+}
+
+/// Who is told that the pages behind user addresses are about to be others (an MMU notifier). Called in any thread, which
+/// may hold any of the kernel's locks: must not allocate, and takes no lock under which somebody allocates.
+pub trait MemoryHook: Send + Sync {
+    /// From now on until [`Self::change_ends`] the pages in `range` may change. The end of a process begins a change that
+    /// does not end. `may_sleep`: the caller may be rescheduled.
+    fn change_begins(&self, range: Range<u64>, may_sleep: bool);
+    /// A change has ended.
+    fn change_ends(&self);
 }
 
 /// A reference to an eventfd.

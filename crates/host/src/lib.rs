@@ -9,7 +9,7 @@
 //! | [`kernel`], [`files`], [`errno`] | what is needed from, and offered to, the kernel |
 //! | [`system`] | the device node: what can this machine do, make a VM |
 //! | [`vm`], [`caps`], [`realm`] | the VM file: its ioctls, its life from nothing to a running Realm and back |
-//! | [`memory`], [`slots`], [`gmem`], [`rtt`], [`populate`], [`fault`] | who owns which page, and what the Realm sees where |
+//! | [`memory`], [`slots`], [`gmem`], `shared`, [`rtt`], [`populate`], [`fault`] | who owns which page, and what the Realm sees where |
 //! | [`vcpu`], `vcpu_attr`, [`regs`], [`rec`] | the vCPU file and the REC behind it |
 //! | [`run`], [`mmio`], [`psci`], [`hostcall`], [`smccc`], [`timer`] | `KVM_RUN`, and what to do with each exit |
 //! | [`irqchip`], `events`, [`routing`], [`device`], [`vgic`] | interrupts, eventfds |
@@ -22,7 +22,7 @@
 //! 3. [`vm::Vm::memory`]: slots, attributes, translation tables, and so every RMI command that changes a mapping.
 //! 4. a guest_memfd's pages.
 //! 5. eventfds, and the orders of an ITS. Memory (3) may be taken inside the latter.
-//! 6. spin locks: routing of interrupts, ioeventfds, and inside the vGIC.
+//! 6. spin locks: shared pages, routing of interrupts, ioeventfds, and inside the vGIC.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -53,6 +53,7 @@ pub mod rmi;
 pub mod routing;
 pub mod rtt;
 pub mod run;
+mod shared;
 pub mod slots;
 pub mod smccc;
 pub mod sparse;

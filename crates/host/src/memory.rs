@@ -3,6 +3,7 @@
 //! The two faces of an address are kept apart here and nowhere else: a *private* address is the guest address itself,
 //! a *shared* one is the same with the top bit of the IPA space set. Whatever is unmapped names its [`Face`].
 
+use alloc::sync::Arc;
 use core::ops::Range;
 
 use crate::errno::{Errno, Result};
@@ -10,7 +11,8 @@ use crate::gmem::{Gmem, GmemPage};
 use crate::kernel::{Kernel, PAGE_SIZE};
 use crate::ranges::RangeSet;
 use crate::rmi::Rmi;
-use crate::rtt::{PAGE_LEVEL, Rtt};
+use crate::rtt::Rtt;
+use crate::shared::Shared;
 use crate::slots::{Slot, Slots, intersection};
 use crate::stats::Stats;
 
@@ -33,12 +35,8 @@ pub struct Memory<K: Kernel> {
     pub rtt: Option<Rtt<K>>,
     /// Counts changes of slots and attributes, so that what was looked up without the lock can be checked.
     pub generation: u64,
-}
-
-impl<K: Kernel> Default for Memory<K> {
-    fn default() -> Self {
-        Self { slots: Slots::default(), private: RangeSet::new(), rtt: None, generation: 0 }
-    }
+    /// The shared face of all slots.
+    pub(crate) shared: Arc<Shared<K>>,
 }
 
 /// Takes the pages with these numbers in `slot` away from the Realm. Returns how many could not be.
@@ -86,50 +84,34 @@ fn unmap_private<K: Kernel>(rmi: &Rmi<K>, rtt: &mut Rtt<K>, slot: &Slot<K>, page
     lost
 }
 
-/// Takes the shared pages with these numbers in `slot` away from the Realm and unpins them.
-fn unmap_shared<K: Kernel>(rmi: &Rmi<K>, rtt: &mut Rtt<K>, slot: &mut Slot<K>, pages: Range<u64>) -> u64 {
-    let mut lost = 0;
-    let mut at = pages.start;
-    while let Some(index) = slot.shared.next(at..pages.end) {
-        at = index + 1;
-        let Some(pin) = slot.shared.take(index) else { continue };
-        let ipa = (slot.base + index * PAGE_SIZE) | rtt.geometry().shared_bit();
-        match rmi.rtt_unmap_unprotected(rtt.rd(), ipa, PAGE_LEVEL) {
-            Ok(()) => {}
-            // Not mapped: nothing to take away.
-            Err(error) if error.rtt_level().is_some() => {}
-            Err(error) => {
-                // The Realm may still reach the page, so it must stay pinned.
-                rmi.log("unmap a shared page", error);
-                core::mem::forget(pin);
-                lost += 1;
-                continue;
-            }
-        }
-        drop(pin);
-        rmi.each_stats(|stats| stats.count_unpinned(1));
-        rmi.kernel().cond_resched();
-    }
-    lost
-}
-
 impl<K: Kernel> Memory<K> {
+    /// No slots, no Realm.
+    pub(crate) fn new(shared: Arc<Shared<K>>) -> Self {
+        Self { slots: Slots::default(), private: RangeSet::new(), rtt: None, generation: 0, shared }
+    }
+
+    /// There is a Realm now.
+    pub(crate) fn set_rtt(&mut self, rtt: Rtt<K>) {
+        self.shared.set_realm(Some((rtt.rd(), rtt.geometry().shared_bit())));
+        self.rtt = Some(rtt);
+    }
+
     /// Makes the guest addresses `range` inaccessible through `face`. Without a Realm nothing is accessible, and
     /// nothing is done. Returns how many pages could not be taken back.
     pub fn unmap(&mut self, rmi: &Rmi<K>, range: &Range<u64>, face: Face) -> u64 {
         let Some(rtt) = &mut self.rtt else { return 0 };
+        if face == Face::Shared {
+            return self.shared.unmap(range);
+        }
         let mut lost = 0;
-        for slot in self.slots.iter_mut() {
+        for slot in self.slots.iter() {
             let part = intersection(range, &slot.range());
             if part.is_empty() {
                 continue;
             }
             let pages =
                 slot.page_of(part.start)..slot.page_of(part.start) + (part.end - part.start) / PAGE_SIZE;
-            lost += match face {
-                Face::Private => unmap_private(rmi, rtt, slot, pages),
-                Face::Shared => unmap_shared(rmi, rtt, slot, pages),
-            };
+            lost += unmap_private(rmi, rtt, slot, pages);
         }
         lost
     }
@@ -172,6 +154,7 @@ impl<K: Kernel> Memory<K> {
         let lost = self.unmap(rmi, &range, Face::Shared) + self.unmap(rmi, &range, Face::Private);
         self.generation += 1;
         drop(self.slots.remove(id));
+        self.shared.remove_slot(id);
         if lost == 0 { Ok(()) } else { Err(Errno::EIO) }
     }
 
@@ -181,24 +164,13 @@ impl<K: Kernel> Memory<K> {
         let everything = 0..u64::MAX;
         let lost = self.unmap(rmi, &everything, Face::Private);
         let Some(rtt) = &mut self.rtt else { return true };
-        // Shared mappings vanish with their tables; only then may the pins go.
         let complete = rtt.teardown(rmi);
-        let lost =
-            lost + if complete { self.drop_pins(rmi) } else { self.unmap(rmi, &everything, Face::Shared) };
+        if !complete {
+            // Shared mappings vanish with their tables; some have not.
+            self.shared.unmap(&everything);
+        }
+        self.shared.set_realm(None);
         self.rtt = None;
         complete && lost == 0
-    }
-
-    fn drop_pins(&mut self, rmi: &Rmi<K>) -> u64 {
-        for slot in self.slots.iter_mut() {
-            let mut at = 0;
-            while let Some(index) = slot.shared.next(at..u64::MAX) {
-                drop(slot.shared.take(index));
-                rmi.each_stats(|stats| stats.count_unpinned(1));
-                rmi.kernel().cond_resched();
-                at = index + 1;
-            }
-        }
-        0
     }
 }

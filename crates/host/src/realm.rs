@@ -144,7 +144,7 @@ impl<K: Kernel> Vm<K> {
         let created = self.build_rd(&control, vmid, extras);
         match created {
             Ok(realm) => {
-                self.memory.lock().rtt = Some(Rtt::new(realm.rd.pa(), self.geometry));
+                self.memory.lock().set_rtt(Rtt::new(realm.rd.pa(), self.geometry));
                 control.realm = Some(realm);
                 self.set_realm_extras(extras);
                 self.set_realm_state(RealmState::New);

@@ -214,12 +214,12 @@ impl<K: Kernel> VcpuFile<K> {
         Ok(())
     }
 
-    /// Chooses the number of event counters; everything else in the register is the Realm's. A number that is too large
+    /// Chooses the number of event counters; everything else in the register is the Realm's. A number that is zero or too large
     /// is ignored, as is any once the Realm exists.
     fn set_pmu_control(&self, value: u64) -> Result<()> {
         let counters = field(value, PMCR_N);
         let offered = self.vm.system.features().pmu_num_ctrs();
-        if self.vm.realm_state() == RealmState::None && counters <= offered {
+        if self.vm.realm_state() == RealmState::None && (1..=offered).contains(&counters) {
             let counters = u32::try_from(counters).map_err(|_| Errno::EINVAL)?;
             self.vm.pmu_counters.store(counters, Ordering::Relaxed);
         }

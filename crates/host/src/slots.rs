@@ -8,7 +8,6 @@ use core::ops::Range;
 use crate::errno::{Errno, Result};
 use crate::gmem::Gmem;
 use crate::kernel::{Kernel, PAGE_SIZE, reserve};
-use crate::sparse::Sparse;
 
 /// Slot numbers are below this.
 pub const MAX_SLOTS: u32 = 512;
@@ -25,8 +24,6 @@ pub struct Slot<K: Kernel> {
     pub user_address: u64,
     /// The private face: file and offset in it.
     pub gmem: Option<(Arc<Gmem<K>>, u64)>,
-    /// Pages of the shared face that the Realm can reach now, by page number in the slot.
-    pub shared: Sparse<K::UserPage>,
 }
 
 impl<K: Kernel> Slot<K> {
@@ -69,11 +66,6 @@ impl<K: Kernel> Slots<K> {
         self.slots.iter().find(|slot| slot.range().contains(&address))
     }
 
-    /// The same, to change it.
-    pub fn find_mut(&mut self, address: u64) -> Option<&mut Slot<K>> {
-        self.slots.iter_mut().find(|slot| slot.range().contains(&address))
-    }
-
     /// The slot with this number.
     pub fn by_id(&self, id: u32) -> Option<&Slot<K>> {
         self.slots.iter().find(|slot| slot.id == id)
@@ -82,11 +74,6 @@ impl<K: Kernel> Slots<K> {
     /// All.
     pub fn iter(&self) -> impl Iterator<Item = &Slot<K>> {
         self.slots.iter()
-    }
-
-    /// All, to change them.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot<K>> {
-        self.slots.iter_mut()
     }
 
     /// First address at or after `address` that begins a slot.

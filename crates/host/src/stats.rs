@@ -17,7 +17,7 @@ pub struct Stats {
     exits: [AtomicU64; EXITS],
     delegated: AtomicU64,
     leaked: AtomicU64,
-    pinned: AtomicU64,
+    shared: AtomicU64,
     vms: AtomicU64,
     last_delegated: AtomicU64,
 }
@@ -58,12 +58,12 @@ impl Stats {
         self.leaked.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn count_pinned(&self, pages: u64) {
-        self.pinned.fetch_add(pages, Relaxed);
+    pub(crate) fn count_shared(&self) {
+        self.shared.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn count_unpinned(&self, pages: u64) {
-        self.pinned.fetch_sub(pages, Relaxed);
+    pub(crate) fn count_unshared(&self, pages: u64) {
+        self.shared.fetch_sub(pages, Relaxed);
     }
 
     pub(crate) fn count_vm(&self) {
@@ -104,10 +104,10 @@ impl Stats {
         self.leaked.load(Relaxed)
     }
 
-    /// Pages of user memory that are pinned because a Realm can reach them.
+    /// Pages of user memory that a Realm can reach.
     #[must_use]
-    pub fn pinned(&self) -> u64 {
-        self.pinned.load(Relaxed)
+    pub fn shared(&self) -> u64 {
+        self.shared.load(Relaxed)
     }
 
     /// VMs that exist (counted for the system only).
@@ -128,7 +128,7 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "pages_delegated {}", self.delegated())?;
         writeln!(f, "pages_leaked {}", self.leaked())?;
-        writeln!(f, "pages_pinned {}", self.pinned())?;
+        writeln!(f, "pages_shared {}", self.shared())?;
         for (fid, (calls, errors)) in (FIRST_FID..).zip(self.rmi_calls.iter().zip(&self.rmi_errors)) {
             let (calls, errors) = (calls.load(Relaxed), errors.load(Relaxed));
             if calls != 0 {

@@ -19,9 +19,9 @@ use crate::realm::{Control, Extras, RealmState};
 use crate::regs;
 use crate::rmi::Rmi;
 use crate::rtt::Geometry;
+use crate::shared::Shared;
 use crate::slots::{MAX_SLOTS, Slot};
 use crate::smccc::Filter;
-use crate::sparse::Sparse;
 use crate::stats::Stats;
 use crate::system::System;
 use crate::timer;
@@ -40,6 +40,7 @@ pub struct Vm<K: Kernel> {
     pub(crate) control: Mutex<K, Control<K>>,
     /// Slots, attributes, translation tables.
     pub(crate) memory: Mutex<K, Memory<K>>,
+    _memory_watch: K::MemoryWatch,
     /// vCPUs and interrupt controller. Filled under the control lock.
     pub(crate) irqs: Arc<Irqs<K>>,
     vcpu_count: AtomicUsize,
@@ -75,6 +76,8 @@ impl<K: Kernel> Vm<K> {
         let irqs = Arc::new(Irqs::new(max, geometry.shared_bit())?);
         let ring = kernel.alloc_page(Fill::Zeroed)?;
         let rmi = system.rmi().for_vm(Arc::new(Stats::default()));
+        let shared = Arc::new(Shared::new(rmi.clone()));
+        let memory_watch = kernel.watch_memory(shared.clone())?;
         system.stats().count_vm();
         let features = system.features();
         let debug = u32::try_from(features.num_bps() | features.num_wps() << 8).unwrap_or(0);
@@ -86,7 +89,8 @@ impl<K: Kernel> Vm<K> {
             geometry,
             rmi,
             control: Mutex::<K, _>::new(Control::default()),
-            memory: Mutex::<K, _>::new(Memory::default()),
+            memory: Mutex::<K, _>::new(Memory::new(shared)),
+            _memory_watch: memory_watch,
             irqs,
             vcpu_count: AtomicUsize::new(0),
             events: Events::default(),
@@ -288,8 +292,7 @@ impl<K: Kernel> Vm<K> {
             return Err(Errno::EINVAL);
         }
         let user_address = region.userspace_addr;
-        let shared = Sparse::new(size / PAGE_SIZE);
-        let new = Slot { id: region.slot, base, size, user_address, gmem, shared };
+        let new = Slot { id: region.slot, base, size, user_address, gmem };
         if size != 0 {
             // Before the old slot goes: a refused request changes nothing.
             memory.slots.prepare(&new)?;
@@ -298,6 +301,7 @@ impl<K: Kernel> Vm<K> {
             memory.remove_slot(&self.rmi, region.slot)?;
         }
         if size != 0 {
+            memory.shared.add_slot(region.slot, base, size, user_address)?;
             memory.generation += 1;
             memory.slots.insert(new);
         }

@@ -83,6 +83,6 @@ impl Bench {
         assert_eq!(self.kernel.free_pages(), self.free, "pages are missing; log: {:#?}", log());
         assert_eq!(self.system.live_vms(), 0, "a VM outlives its files; log: {:#?}", log());
         assert_eq!(self.system.stats().leaked(), 0, "pages are lost; log: {:#?}", log());
-        assert_eq!(self.system.stats().pinned(), 0, "pages are still pinned; log: {:#?}", log());
+        assert_eq!(self.system.stats().shared(), 0, "pages are still shared; log: {:#?}", log());
     }
 }

@@ -5,7 +5,7 @@ use crate::memory::{DRAM_BASE, PAGE_SIZE, Pas};
 use kvm_realm::errno::{Errno, Result};
 use kvm_realm::files::FileObject;
 use kvm_realm::kernel::{
-    Entry, EventFd, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
+    Entry, EventFd, Fill, Kernel, LogLevel, MemoryHook, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -114,6 +114,10 @@ impl SimPage {
             .unwrap_or_else(|fault| panic!("host kernel touched {:#x}: {fault:x?}", self.pa))
     }
 
+    fn poison(&self) {
+        self.words().iter().for_each(|word| word.store(0xDEAD_BEEF_DEAD_BEEF, Relaxed));
+    }
+
     fn load(&self, offset: usize, size: usize) -> u64 {
         if offset % size != 0 || offset + size > PAGE_SIZE as usize {
             return 0;
@@ -175,6 +179,10 @@ pub struct Process {
     next: AtomicU64,
     files: Mutex<HashMap<i32, FileObject<SimKernel>>>,
     events: Mutex<HashMap<i32, SimEvent>>,
+    hooks: Mutex<Vec<(u64, Arc<dyn MemoryHook>)>>,
+    old: Mutex<std::collections::VecDeque<Arc<SimPage>>>,
+    /// Orders changes of the mappings and look-ups of pages, as `mmap_lock` does.
+    mappings: parking_lot::RwLock<()>,
 }
 
 impl Process {
@@ -187,6 +195,9 @@ impl Process {
             next: AtomicU64::new(0x10_0000),
             files: Mutex::default(),
             events: Mutex::default(),
+            hooks: Mutex::default(),
+            old: Mutex::default(),
+            mappings: parking_lot::RwLock::new(()),
         })
     }
 
@@ -211,6 +222,37 @@ impl Process {
             pages.insert(at, Arc::new(page));
         }
         address
+    }
+
+    /// Throws the contents of `[address, address + size)` away (`MADV_DONTNEED`): each page that is there is replaced by
+    /// a new one.
+    ///
+    /// # Panics
+    /// If the machine has no more memory.
+    pub fn discard(&self, address: u64, size: u64) {
+        let _exclusive = self.mappings.write();
+        let hooks: Vec<_> = self.hooks.lock().unwrap().iter().map(|(_, hook)| hook.clone()).collect();
+        // A kernel holds locks here under which nothing sleeps or allocates.
+        SPINS.set(SPINS.get() + 1);
+        hooks.iter().for_each(|hook| hook.change_begins(address..address + size, false));
+        SPINS.set(SPINS.get() - 1);
+        for at in (address..address + size).step_by(PAGE_SIZE as usize) {
+            let mut pages = self.pages.lock().unwrap();
+            if let Some(page) = pages.get_mut(&at) {
+                let new = Arc::new(self.kernel.alloc_page(Fill::Zeroed).expect("memory for the process"));
+                let old = std::mem::replace(page, new);
+                drop(pages);
+                // Whoever gets it next must not be seen by the guest. One that was in the middle of an access ends it
+                // before the hardware would call the invalidation complete; here it gets some time.
+                old.poison();
+                let mut old_pages = self.old.lock().unwrap();
+                old_pages.push_back(old);
+                if old_pages.len() > 64 {
+                    drop(old_pages.pop_front());
+                }
+            }
+        }
+        hooks.iter().for_each(|hook| hook.change_ends());
     }
 
     fn at(&self, address: u64) -> Option<Arc<SimPage>> {
@@ -280,15 +322,19 @@ impl Process {
         drop(file);
     }
 
-    /// What the kernel does when the process dies: closes its files, lowest first, and frees its memory.
+    /// What the kernel does when the process dies: its address space ends, then it closes its files, lowest first.
     pub fn exit(&self) {
+        let hooks: Vec<_> = self.hooks.lock().unwrap().iter().map(|(_, hook)| hook.clone()).collect();
+        hooks.iter().for_each(|hook| hook.change_begins(0..u64::MAX, true));
+        drop(hooks);
+        let pages = std::mem::take(&mut *self.pages.lock().unwrap());
+        drop(pages);
+        self.old.lock().unwrap().clear();
         let mut files: Vec<_> = self.files.lock().unwrap().drain().collect();
         files.sort_by_key(|(fd, _)| *fd);
         for (_, file) in files {
             drop(file);
         }
-        let pages = std::mem::take(&mut *self.pages.lock().unwrap());
-        drop(pages);
     }
 }
 
@@ -334,6 +380,21 @@ impl Drop for SimWatch {
         let mut hooks = self.0.0.fire.lock();
         let at = hooks.iter().position(|(id, _)| *id == self.1).expect("hooked once");
         let gone = hooks.swap_remove(at);
+        drop(hooks);
+        drop(gone);
+    }
+}
+
+/// A hook into a process's address space.
+pub struct SimMemoryWatch(std::sync::Weak<Process>, u64);
+
+impl Drop for SimMemoryWatch {
+    fn drop(&mut self) {
+        assert_may_sleep("a hook was dropped");
+        let Some(process) = self.0.upgrade() else { return };
+        let mut hooks = process.hooks.lock().unwrap();
+        let at = hooks.iter().position(|(id, _)| *id == self.1);
+        let gone = at.map(|at| hooks.swap_remove(at));
         drop(hooks);
         drop(gone);
     }
@@ -540,6 +601,17 @@ impl Kernel for SimKernel {
     type VcpuThread = SimVcpuThread;
     type EventFd = SimEvent;
     type Watch = SimWatch;
+    type MemoryWatch = SimMemoryWatch;
+
+    fn watch_memory(&self, hook: Arc<dyn MemoryHook>) -> Result<SimMemoryWatch> {
+        assert_may_sleep("a hook was made");
+        let process = Self::process();
+        let mut hooks = process.hooks.lock().unwrap();
+        let id = hooks.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
+        hooks.push((id, hook));
+        drop(hooks);
+        Ok(SimMemoryWatch(Arc::downgrade(&process), id))
+    }
 
     fn eventfd(&self, fd: i32) -> Result<SimEvent> {
         Self::process().events.lock().unwrap().get(&fd).cloned().ok_or(Errno::EBADF)
@@ -610,6 +682,7 @@ impl Kernel for SimKernel {
     ) -> Result<usize> {
         assert_may_sleep("a pin");
         let process = Self::process();
+        let _stable = process.mappings.read();
         for n in 0..count {
             match process.at(address + n as u64 * PAGE_SIZE) {
                 Some(page) => pages.push(SimUserPage(page)),

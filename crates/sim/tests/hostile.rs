@@ -110,7 +110,8 @@ impl<'a> Thread<'a> {
     fn disturb_memory(&mut self) {
         let base = self.random.page_of_ram();
         let size = (1 + self.random.below(40)) * PAGE_SIZE;
-        match self.random.below(8) {
+        match self.random.below(9) {
+            8 => self.vmm.process.discard(self.vmm.ram + (base - RAM_BASE), size.min(RAM_BASE + RAM - base)),
             0..3 => drop(self.set_private(base, size, self.random.0 & 2 == 0)),
             3 => self.fallocate(self.gmem(), 3, base - RAM_BASE, size),
             4 => self.fallocate(self.gmem(), 0, base - RAM_BASE, PAGE_SIZE),
@@ -155,6 +156,8 @@ impl<'a> Thread<'a> {
             GICR,
             0x6030_0000_0010_0040,
             0x6030_0000_0013_C028,
+            kvm::reg::SVE_VLS,
+            1000,
         ];
         let mut argument = [0u32; 256];
         for pair in argument.chunks_exact_mut(2) {
@@ -192,6 +195,13 @@ impl<'a> Thread<'a> {
             ioctl::SET_MP_STATE,
             ioctl::SET_SIGNAL_MASK,
             ioctl::GET_VCPU_EVENTS,
+            ioctl::IRQFD,
+            ioctl::IOEVENTFD,
+            ioctl::SET_GSI_ROUTING,
+            ioctl::SIGNAL_MSI,
+            ioctl::REGISTER_COALESCED_MMIO,
+            ioctl::UNREGISTER_COALESCED_MMIO,
+            ioctl::ARM_GET_REG_WRITABLE_MASKS,
             ioctl::SET_VCPU_EVENTS,
             kvm::GENERATION_V2.psci_complete,
             self.random.next() as u32,

@@ -111,6 +111,38 @@ fn a_page_can_be_shared_and_taken_back() {
 }
 
 #[test]
+fn what_the_vmm_discards_is_gone_for_both_and_private_memory_stays() {
+    let bench = Bench::new();
+    let page = RAM_BASE + 0x10_0000;
+    let private = page + PAGE_SIZE;
+    let tell =
+        |guest: &Guest, n| guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: n }).unwrap();
+    let vmm = bench.built(Config::default(), move |guest| {
+        guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("share");
+        guest.write(private, 0x5EC2E7);
+        guest.write(page | SHARED, 1);
+        let _ = tell(guest, 1);
+        assert_eq!(guest.read(page | SHARED), 0, "the page that the VMM has now");
+        guest.write(page | SHARED, 2);
+        let _ = tell(guest, 2);
+        assert_eq!(guest.read(private), 0x5EC2E7);
+    });
+    let shared = vmm.ram + 0x10_0000;
+    let event = vmm.run_to_end(0, &|_, value| {
+        let mut bytes = [0; 8];
+        vmm.process.read(shared, &mut bytes).unwrap();
+        assert_eq!(Some(u64::from_le_bytes(bytes)), value);
+        if value == Some(1) {
+            // Its mapping of all of RAM, private pages included.
+            vmm.process.discard(vmm.ram, 4 << 20);
+        }
+        0
+    });
+    assert_eq!(event, Ok(1), "log: {:#?}", bench.machine.log_lines());
+    bench.finish(vmm);
+}
+
+#[test]
 fn a_vmm_that_dies_after_any_step_leaves_nothing_behind() {
     let bench = Bench::new();
     bench.machine.load_program(ENTRY, |_| {});

@@ -11,7 +11,7 @@ use cca_abi::kvm::{self, ioctl};
 use cca_abi::rmi::{entry_span, fid};
 use kvm_realm::files::FileObject;
 use kvm_realm::kernel::{
-    Entry, EventFd, Fill, Kernel, LogLevel, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
+    Entry, EventFd, Fill, Kernel, LogLevel, MemoryHook, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
 };
 use kvm_realm::{Errno, Result, System, SystemConfig};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -361,6 +361,11 @@ impl Kernel for Fake {
     type VcpuThread = FakeThread;
     type EventFd = FakeEvent;
     type Watch = FakeWatch;
+    type MemoryWatch = ();
+
+    fn watch_memory(&self, _: Arc<dyn MemoryHook>) -> Result<()> {
+        Ok(())
+    }
 
     fn eventfd(&self, fd: i32) -> Result<FakeEvent> {
         if fd >= FIRST_EVENT { Ok(FakeEvent(self.clone(), fd)) } else { Err(Errno::EBADF) }

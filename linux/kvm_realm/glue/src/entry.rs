@@ -13,7 +13,7 @@ use kvm_realm::{Errno, System};
 
 use crate::counters;
 use crate::ffi::{Facts, LOG_ALWAYS};
-use crate::kernel::{Fire, Linux, log};
+use crate::kernel::{Fire, Hook, Linux, log};
 
 const ENODEV: i32 = -19;
 const CONDUIT_SMC: u32 = 1;
@@ -158,6 +158,18 @@ unsafe extern "C" fn kvmr_release(file: *mut c_void) {
 unsafe extern "C" fn kvmr_event(fire: *mut c_void) {
     // SAFETY: the hook owns the closure as long as it can be called.
     unsafe { (*fire.cast::<Fire>())() }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmr_change_begins(hook: *mut c_void, start: u64, end: u64, may_sleep: bool) {
+    // SAFETY: the watch owns the hook as long as it can be called.
+    unsafe { &*hook.cast::<Hook>() }.change_begins(start..end, may_sleep);
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmr_change_ends(hook: *mut c_void) {
+    // SAFETY: as above.
+    unsafe { &*hook.cast::<Hook>() }.change_ends();
 }
 
 #[unsafe(no_mangle)]

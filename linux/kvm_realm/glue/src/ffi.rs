@@ -46,6 +46,8 @@ unsafe extern "C" {
     pub(crate) fn shim_mm_is_current(mm: *const c_void) -> bool; // process
     pub(crate) fn shim_pin_user_pages(address: u64, count: u32, shared: bool, phys: *mut u64) -> i64; // process
     pub(crate) fn shim_unpin_page(phys: u64, dirty: bool); // process
+    pub(crate) fn shim_memory_watch_new(hook: *mut c_void, watch: *mut *mut c_void) -> i64; // process
+    pub(crate) fn shim_memory_watch_free(watch: *mut c_void); // process
     pub(crate) fn shim_mutex_new() -> *mut c_void; // process
     pub(crate) fn shim_mutex_free(m: *mut c_void); // process
     pub(crate) fn shim_mutex_lock(m: *mut c_void); // process

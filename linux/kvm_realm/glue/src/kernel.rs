@@ -1,13 +1,14 @@
 //! The `Kernel` trait of the host core over the C shim.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ffi::{c_char, c_void};
 use core::fmt::{self, Write as _};
 use core::sync::atomic::Ordering::Relaxed;
 
 use kvm_realm::files::FileObject;
-use kvm_realm::kernel::{Entry, Fill, Kernel, LogLevel, PAGE_SIZE, PinPurpose, SmcRegs};
+use kvm_realm::kernel::{Entry, Fill, Kernel, LogLevel, MemoryHook, PAGE_SIZE, PinPurpose, SmcRegs};
 use kvm_realm::{Errno, Result, kernel};
 
 use crate::counters;
@@ -73,6 +74,7 @@ impl Kernel for Linux {
     type VcpuThread = VcpuThread;
     type EventFd = Event;
     type Watch = Watch;
+    type MemoryWatch = MemoryWatch;
 
     fn smc(&self, regs: &mut SmcRegs) {
         let [function, x1, x2, ..] = *regs;
@@ -211,6 +213,22 @@ impl Kernel for Linux {
             Err(error) => {
                 // SAFETY: the shim did not take it.
                 drop(unsafe { Box::from_raw(fire) });
+                Err(error)
+            }
+        }
+    }
+
+    fn watch_memory(&self, hook: Arc<dyn MemoryHook>) -> Result<MemoryWatch> {
+        // A thin pointer to the fat one.
+        let hook = Box::into_raw(Box::new(hook));
+        let mut watch = core::ptr::null_mut();
+        // SAFETY: called for an ioctl, so the thread has an mm; `hook` is what `kvmr_change_*` take, and lives until
+        // the watch is gone.
+        match check(unsafe { ffi::shim_memory_watch_new(hook.cast(), &raw mut watch) }) {
+            Ok(_) => Ok(MemoryWatch { watch, hook }),
+            Err(error) => {
+                // SAFETY: the shim did not take it.
+                drop(unsafe { Box::from_raw(hook) });
                 Err(error)
             }
         }
@@ -451,6 +469,30 @@ impl Drop for Watch {
         unsafe {
             ffi::shim_watch_free(self.watch);
             drop(Box::from_raw(self.fire));
+        }
+    }
+}
+
+/// What is told of changed mappings, behind a thin pointer.
+pub(crate) type Hook = Arc<dyn MemoryHook>;
+
+/// The shim's `struct memory_watch`.
+pub(crate) struct MemoryWatch {
+    watch: *mut c_void,
+    hook: *mut Hook,
+}
+
+// SAFETY: only dropped; the hook is Send and Sync.
+unsafe impl Send for MemoryWatch {}
+// SAFETY: as above.
+unsafe impl Sync for MemoryWatch {}
+
+impl Drop for MemoryWatch {
+    fn drop(&mut self) {
+        // SAFETY: unhooks, once, and waits for a call that is under way; then nobody uses the hook any more.
+        unsafe {
+            ffi::shim_memory_watch_free(self.watch);
+            drop(Box::from_raw(self.hook));
         }
     }
 }
