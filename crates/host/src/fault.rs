@@ -118,7 +118,10 @@ impl<K: Kernel> Vm<K> {
             let rtt = memory.rtt.as_mut().ok_or(Errno::EIO)?;
             let ipa = page_address | rtt.geometry().shared_bit();
             let mut deepest = i64::MIN;
-            while memory.generation == generation {
+            loop {
+                if memory.generation != generation {
+                    break;
+                }
                 shared.prepare(id, page_address)?;
                 match shared.map(id, page_address, changes, desc) {
                     Mapped::Done => return Ok(Fault::Resolved),

@@ -214,7 +214,7 @@ impl<K: Kernel> VcpuFile<K> {
         Ok(())
     }
 
-    /// Chooses the number of event counters; everything else in the register is the Realm's. A number that is zero or too large
+    /// Chooses the number of event counters; everything else in the register is the Realm's. Zero, or a number too large,
     /// is ignored, as is any once the Realm exists.
     fn set_pmu_control(&self, value: u64) -> Result<()> {
         let counters = field(value, PMCR_N);

@@ -5,6 +5,7 @@ use crate::guest::Guest;
 use crate::host::SimKernel;
 use crate::machine::{Machine, Shape};
 use crate::vmm::{Config, ENTRY, Vmm};
+use cca_abi::kvm::{GENERATION_V2, Generation};
 use kvm_realm::{System, SystemConfig};
 use std::sync::Arc;
 
@@ -33,9 +34,18 @@ impl Bench {
     /// If the host core finds no RMM.
     #[must_use]
     pub fn new() -> Self {
+        Self::of(GENERATION_V2)
+    }
+
+    /// Boots, with a host that speaks another generation of the ABI.
+    ///
+    /// # Panics
+    /// If the host core finds no RMM.
+    #[must_use]
+    pub fn of(generation: Generation) -> Self {
         let machine = Machine::boot(Shape::default());
         let kernel = SimKernel::new(machine.clone());
-        let system = System::probe(kernel.clone(), SystemConfig::default())
+        let system = System::probe(kernel.clone(), SystemConfig { generation })
             .unwrap_or_else(|error| panic!("the host core found no RMM: {error:?}"));
         let free = kernel.free_pages();
         Self { machine, kernel, system, free }

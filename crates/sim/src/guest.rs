@@ -26,6 +26,11 @@ pub enum Op {
         /// What is stored.
         value: u64,
     },
+    /// `LDP` of 16 bytes: an access that the syndrome of an abort does not describe.
+    Pair {
+        /// Address.
+        ipa: u64,
+    },
     /// Instruction fetch from `ipa`.
     Execute {
         /// Address.

@@ -338,11 +338,13 @@ impl Process {
     }
 }
 
+type Fire = Box<dyn Fn() + Send + Sync>;
+
 #[derive(Default)]
 struct EventState {
     count: AtomicU64,
     /// Called under this lock, as a waker of an eventfd is.
-    fire: parking_lot::Mutex<Vec<(u64, Box<dyn Fn() + Send + Sync>)>>,
+    fire: parking_lot::Mutex<Vec<(u64, Fire)>>,
     next: AtomicU64,
 }
 

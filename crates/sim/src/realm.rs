@@ -135,6 +135,10 @@ impl RealmWorld {
                 ctx.set_gpr(0, value);
                 self.data(ctx, ipa, size, Some(value))
             }
+            Op::Pair { ipa } => match self.reach(ctx, ipa, false, false) {
+                Ok(_) => Step::Retired,
+                Err(fault) => Step::Exit(Self::abort(EC_DABT, ipa, fault, 0)),
+            },
             Op::Execute { ipa } => match self.reach(ctx, ipa, false, true) {
                 Ok(_) => Step::Retired,
                 Err(fault) => Step::Exit(Self::abort(EC_IABT, ipa, fault, 0)),

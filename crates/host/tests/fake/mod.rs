@@ -47,6 +47,7 @@ struct State {
     no_more_files: bool,
     killed: bool,
     pins: usize,
+    rescheduled: usize,
     /// MPIDRs in the order of `REC_CREATE`.
     mpidrs: Vec<u64>,
     /// The first 48 bytes of the last Realm's parameters: flags, s2sz, sve_vl, num_bps, num_wps, pmu_num_ctrs.
@@ -96,6 +97,11 @@ impl Fake {
 
     pub(crate) fn mpidrs(&self) -> Vec<u64> {
         self.0.lock().unwrap().mpidrs.clone()
+    }
+
+    /// How often others were given a chance.
+    pub(crate) fn rescheduled(&self) -> usize {
+        self.0.lock().unwrap().rescheduled
     }
 
     /// One of the last Realm's 64-bit parameters.
@@ -486,7 +492,9 @@ impl Kernel for Fake {
         0x1020_3006
     }
 
-    fn cond_resched(&self) {}
+    fn cond_resched(&self) {
+        self.0.lock().unwrap().rescheduled += 1;
+    }
 
     fn is_killed(&self) -> bool {
         self.0.lock().unwrap().killed
@@ -516,6 +524,13 @@ impl Machine {
         this.vm(ioctl::SET_USER_MEMORY_REGION2, &this.region(0, RAM, pages)).unwrap();
         this.set_private(RAM, pages, true).unwrap();
         this
+    }
+
+    /// A VM without memory.
+    pub(crate) fn new_small(kernel: &Fake, system: &Arc<System<Fake>>) -> Self {
+        let system = system.clone();
+        let vm = system.ioctl(ioctl::CREATE_VM, kvm::VM_TYPE_REALM | 33).unwrap();
+        Self { kernel: kernel.clone(), system, vm, gmem: 0 }
     }
 
     pub(crate) fn region(&self, slot: u32, base: u64, pages: u64) -> kvm::MemoryRegion2 {
