@@ -22,13 +22,28 @@
 #endif
 
 #include "shim.h"
+#define CREATE_TRACE_POINTS
+#include "trace.h"
 
 static_assert(sizeof(struct arm_smccc_1_2_regs) == 18 * sizeof(u64));
 
 /* regs: x0 to x17, in and out. */
 void shim_smc(u64 *regs)
 {
+	u64 function = regs[0], x1 = regs[1], x2 = regs[2], x3 = regs[3];
+
 	arm_smccc_1_2_smc((const struct arm_smccc_1_2_regs *)regs, (struct arm_smccc_1_2_regs *)regs);
+	trace_rmi(function, x1, x2, x3, regs[0]);
+}
+
+void shim_trace_exit(u32 vcpu, u32 reason, u64 esr, u64 ipa)
+{
+	trace_exit(vcpu, reason, esr, ipa);
+}
+
+void shim_trace_fault(u32 vcpu, u64 gpa, bool shared, u32 outcome)
+{
+	trace_fault(vcpu, gpa, shared, outcome);
 }
 
 /* One per vCPU: how to reach the thread that runs it or sleeps for it. */
@@ -155,9 +170,11 @@ bool shim_run_enter(u64 *regs, bool mask_pmu, bool (*go)(void *), void *ctx)
 	mask_pmu = mask_pmu && pmu_irq > 0 && irq_percpu_is_enabled(pmu_irq);
 	if (mask_pmu)
 		disable_percpu_irq(pmu_irq);
+	trace_enter(regs[1]);
 	guest_timing_enter_irqoff();
 	guest_state_enter_irqoff();
-	shim_smc(regs);
+	/* Nothing may be traced from here on: the kernel takes us for the guest. */
+	arm_smccc_1_2_smc((const struct arm_smccc_1_2_regs *)regs, (struct arm_smccc_1_2_regs *)regs);
 	guest_state_exit_irqoff();
 	if (mask_pmu)
 		enable_percpu_irq(pmu_irq, IRQ_TYPE_NONE);

@@ -9,7 +9,6 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
-#include <linux/ratelimit.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -22,11 +21,10 @@
 
 #include "shim.h"
 
-/* ---- Log. Guests and user space can cause lines, so everything but the start-up lines is rate limited. ---- */
+/* ---- Log. What guests and user space can cause, Rust limits per VM. ---- */
 
 void shim_log(u32 level, const char *text, size_t len)
 {
-	static DEFINE_RATELIMIT_STATE(limit, 5 * HZ, 40);
 	int n = min_t(size_t, len, 400);
 
 	if (level == SHIM_LOG_ALWAYS) {
@@ -37,8 +35,6 @@ void shim_log(u32 level, const char *text, size_t len)
 		pr_debug("%.*s\n", n, text);
 		return;
 	}
-	if (!__ratelimit(&limit))
-		return;
 	switch (level) {
 	case 0:
 		pr_err("%.*s\n", n, text);

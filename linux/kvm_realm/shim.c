@@ -11,6 +11,8 @@
 #include <linux/kthread.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/reboot.h>
+#include <linux/suspend.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -171,6 +173,29 @@ static void debugfs_start(void)
 		debugfs_create_file("read_page", 0200, debug_dir, NULL, &read_page_fops);
 }
 
+/* ---- Sleep and restart of the machine ---- */
+
+/* Neither memory that belongs to Realms nor what the RMM holds for them outlives the machine's sleep. */
+static int power_event(struct notifier_block *nb, unsigned long event, void *data)
+{
+	if (event != PM_HIBERNATION_PREPARE && event != PM_SUSPEND_PREPARE)
+		return NOTIFY_DONE;
+	if (!stat_of(SHIM_STAT_DELEGATED))
+		return NOTIFY_DONE;
+	pr_warn("module: the machine cannot sleep while Realms exist\n");
+	return notifier_from_errno(-EBUSY);
+}
+
+/* The next kernel (kexec) must find all memory its own: Realms end here, whoever has them open. */
+static int restart_event(struct notifier_block *nb, unsigned long event, void *data)
+{
+	kvmr_shutdown();
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block power_notifier = { .notifier_call = power_event };
+static struct notifier_block restart_notifier = { .notifier_call = restart_event };
+
 /* ---- Start and end ---- */
 
 static struct miscdevice device = {
@@ -215,12 +240,16 @@ static int __init shim_start(void)
 		kvmr_exit();
 		return err;
 	}
+	register_pm_notifier(&power_notifier);
+	register_reboot_notifier(&restart_notifier);
 	debugfs_start();
 	return 0;
 }
 
 static void __exit shim_end(void)
 {
+	unregister_reboot_notifier(&restart_notifier);
+	unregister_pm_notifier(&power_notifier);
 	debugfs_remove(debug_dir);
 	misc_deregister(&device);
 	kvmr_exit();

@@ -52,6 +52,7 @@ enum shim_stat {
 /* ---- Rust, called by C. ---- */
 int kvmr_init(const struct shim_facts *facts); /* rust */
 void kvmr_exit(void); /* rust */
+void kvmr_shutdown(void); /* rust */
 long kvmr_system_ioctl(u32 cmd, u64 arg); /* rust */
 long kvmr_ioctl(void *object, u32 cmd, u64 arg); /* rust */
 long kvmr_fallocate(void *object, int mode, s64 offset, s64 len); /* rust */
@@ -116,6 +117,8 @@ void shim_watch_free(void *watch);
 void shim_find_pmu(void);
 bool shim_can_mask_pmu(void);
 void shim_smc(u64 *regs);
+void shim_trace_exit(u32 vcpu, u32 reason, u64 esr, u64 ipa);
+void shim_trace_fault(u32 vcpu, u64 gpa, bool shared, u32 outcome);
 void *shim_thread_new(void);
 void shim_thread_free(void *t);
 void shim_run_begin(void *t);

@@ -338,12 +338,23 @@ fn ten_realms(environment: &Environment) -> Result<()> {
 }
 
 fn killed_vmm(environment: &Environment) -> Result<()> {
-    // Killed while the guest runs, and earlier, while memory is populated.
+    // Killed while the guest runs, and earlier, while memory is populated. Before that, a CPU goes and comes back under
+    // the guest, the machine is asked to sleep, and the kernel's tracer has seen what happened.
     let script = prelude()
-        + "realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+        + "mount -t tracefs none /sys/kernel/tracing\n\
+           echo 1 >/sys/kernel/tracing/events/kvm_realm/enable || exit 1\n\
+           realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
            vmm=$!\n\
            for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
            grep -q up /tmp/out || { echo 'the guest did not come up'; exit 1; }\n\
+           echo 0 >/sys/kernel/tracing/tracing_on\n\
+           for event in rmi enter exit fault; do\n\
+           \tgrep -q \" $event: \" /sys/kernel/tracing/trace || { echo \"no $event was traced\"; exit 1; }\n\
+           done\n\
+           cpu=/sys/devices/system/cpu/cpu1/online\n\
+           echo 0 >$cpu && sleep 1 && echo 1 >$cpu || { echo 'no CPU hotplug'; exit 1; }\n\
+           echo freeze >/sys/power/state && { echo 'the machine slept'; exit 1; }\n\
+           kill -0 $vmm || { echo 'the guest did not survive'; exit 1; }\n\
            kill -9 $vmm; wait $vmm 2>/dev/null\n\
            settled $before\n\
            realm run --exec true >/dev/null & vmm=$!\n\
@@ -352,7 +363,7 @@ fn killed_vmm(environment: &Environment) -> Result<()> {
            settled $before\n\
            realm run --exec 'echo again'\n\
            settled $before\n";
-    let text = host_script(environment, 1, true, &script, 900)?;
+    let text = host_script(environment, 2, true, &script, 900)?;
     ensure!(text == "again\n", "the host printed:\n{text}");
     Ok(())
 }

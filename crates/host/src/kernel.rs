@@ -56,6 +56,17 @@ pub enum PinPurpose {
     Source,
 }
 
+/// Events for whoever traces the kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Trace {
+    /// A REC has exited: `RmiRecExitReason`, syndrome, and the faulting address if it is one.
+    #[allow(missing_docs)]
+    Exit { vcpu: u32, reason: u8, esr: u64, ipa: u64 },
+    /// A fault of guest memory: 0 resolved, 1 user space is asked, 2 no slot, 3 failed.
+    #[allow(missing_docs)]
+    Fault { vcpu: u32, gpa: u64, shared: bool, outcome: u32 },
+}
+
 /// The kernel under the core. Cheap to clone: a handle.
 pub trait Kernel: Clone + Send + Sync + 'static {
     /// Lock whose waiters sleep.
@@ -192,7 +203,12 @@ pub trait Kernel: Clone + Send + Sync + 'static {
         false
     }
 
-    /// One line in the kernel's log, without prefix and line feed; rate limited. Any context.
+    /// Something to trace. Any context.
+    fn trace(&self, event: Trace) {
+        let _ = event;
+    }
+
+    /// One line in the kernel's log, without prefix and line feed. What a VM can cause, the core limits. Any context.
     fn log(&self, level: LogLevel, line: fmt::Arguments<'_>);
 }
 

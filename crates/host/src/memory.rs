@@ -62,7 +62,7 @@ fn unmap_private<K: Kernel>(rmi: &Rmi<K>, rtt: &mut Rtt<K>, slot: &Slot<K>, page
         let freed = match rmi.data_destroy(rtt.rd(), ipa) {
             Ok(destroyed) if destroyed.pa == granule.pa() => rmi.undelegate(granule).is_some(),
             Ok(destroyed) => {
-                rmi.kernel().log(
+                rmi.say(
                     crate::kernel::LogLevel::Error,
                     format_args!("rmm: the page at {ipa:#x} came back as {:#x}", destroyed.pa),
                 );

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use cca_abi::rmi::{self, Status, fid};
 
@@ -95,23 +96,56 @@ pub struct Rmi<K: Kernel> {
     kernel: K,
     own: Arc<Stats>,
     system: Option<Arc<Stats>>,
+    limit: Arc<LogLimit>,
+}
+
+/// Keeps one VM from filling the log, and from using up what others may say.
+#[derive(Debug, Default)]
+struct LogLimit {
+    window: AtomicU64,
+    said: AtomicU64,
+}
+
+impl LogLimit {
+    const LINES: u64 = 10;
+    const SECONDS: u64 = 5;
+
+    /// Whether one more line may be said at `now`; and how many were not, when a new window begins.
+    fn admit(&self, now: u64, frequency: u64) -> (bool, u64) {
+        let window = now / frequency.saturating_mul(Self::SECONDS).max(1) + 1;
+        if self.window.swap(window, Relaxed) != window {
+            let held_back = self.said.swap(1, Relaxed).saturating_sub(Self::LINES);
+            return (true, held_back);
+        }
+        (self.said.fetch_add(1, Relaxed) < Self::LINES, 0)
+    }
 }
 
 impl<K: Kernel> Clone for Rmi<K> {
     fn clone(&self) -> Self {
-        Self { kernel: self.kernel.clone(), own: self.own.clone(), system: self.system.clone() }
+        Self {
+            kernel: self.kernel.clone(),
+            own: self.own.clone(),
+            system: self.system.clone(),
+            limit: self.limit.clone(),
+        }
     }
 }
 
 impl<K: Kernel> Rmi<K> {
     /// For calls that belong to no VM.
     pub fn for_system(kernel: K, stats: Arc<Stats>) -> Self {
-        Self { kernel, own: stats, system: None }
+        Self { kernel, own: stats, system: None, limit: Arc::default() }
     }
 
     /// For one VM's calls, counted twice.
     pub fn for_vm(&self, stats: Arc<Stats>) -> Self {
-        Self { kernel: self.kernel.clone(), own: stats, system: Some(self.own.clone()) }
+        Self {
+            kernel: self.kernel.clone(),
+            own: stats,
+            system: Some(self.own.clone()),
+            limit: Arc::default(),
+        }
     }
 
     /// The kernel under it.
@@ -158,7 +192,18 @@ impl<K: Kernel> Rmi<K> {
 
     /// Writes a failed command to the log.
     pub fn log(&self, what: &str, error: RmiError) {
-        self.kernel.log(LogLevel::Warn, format_args!("rmm: {what}: {error}"));
+        self.say(LogLevel::Warn, format_args!("rmm: {what}: {error}"));
+    }
+
+    /// A line in the kernel's log on behalf of this VM, unless it has said too much lately.
+    pub fn say(&self, level: LogLevel, line: fmt::Arguments<'_>) {
+        let (admitted, held_back) = self.limit.admit(self.kernel.counter(), self.kernel.counter_frequency());
+        if held_back != 0 {
+            self.kernel.log(level, format_args!("vm: {held_back} lines were held back"));
+        }
+        if admitted {
+            self.kernel.log(level, line);
+        }
     }
 
     /// Asks for a version; the answer is the lower and the higher one that the RMM speaks, and whether it agrees.
@@ -212,7 +257,7 @@ impl<K: Kernel> Rmi<K> {
     /// Gives a page up because the RMM did not let go of it.
     #[allow(clippy::needless_pass_by_value, reason = "the page's owner ends here")]
     pub fn leak(&self, granule: Delegated<K>, error: RmiError) {
-        self.kernel.log(LogLevel::Error, format_args!("rmm: page {:#x} is lost: {error}", granule.pa()));
+        self.say(LogLevel::Error, format_args!("rmm: page {:#x} is lost: {error}", granule.pa()));
         self.each_stats(Stats::count_leaked);
     }
 
@@ -330,5 +375,19 @@ impl<K: Kernel> Rmi<K> {
     #[allow(missing_docs)]
     pub fn psci_complete(&self, calling: u64, target: u64, status: u64) -> RmiResult {
         self.call(fid::PSCI_COMPLETE, [calling, target, status])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_says_too_much_is_held_back_and_counted() {
+        let limit = LogLimit::default();
+        let said = (0..100).filter(|_| limit.admit(1000, 1000).0).count();
+        assert_eq!(said, 10);
+        assert_eq!(limit.admit(6000, 1000), (true, 90));
+        assert_eq!(limit.admit(6000, 1000), (true, 0));
     }
 }

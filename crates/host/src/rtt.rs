@@ -12,6 +12,7 @@ use crate::errno::{Errno, Result};
 use crate::granule::Delegated;
 use crate::kernel::{Kernel, LogLevel};
 use crate::rmi::{Rmi, RmiResult, RttEntry};
+use crate::stats::Stats;
 
 /// The deepest level: 4 KiB entries.
 pub const PAGE_LEVEL: i64 = 3;
@@ -98,7 +99,7 @@ impl<K: Kernel> Rtt<K> {
         for level in first..=want.min(PAGE_LEVEL) {
             let base = align_down(ipa, entry_span(level - 1));
             if self.tables.contains_key(&(level, base)) {
-                rmi.kernel().log(
+                rmi.say(
                     LogLevel::Error,
                     format_args!("memory: the RMM misses the level {level} table at {base:#x}"),
                 );
@@ -111,6 +112,7 @@ impl<K: Kernel> Rtt<K> {
                 return Err(error.into());
             }
             self.tables.insert((level, base), granule);
+            rmi.each_stats(Stats::count_table);
         }
         Ok(())
     }
@@ -165,7 +167,7 @@ impl<K: Kernel> Rtt<K> {
                 }
                 Ok(reached) if reached == at => self.read_entry(rmi, at)?.level,
                 Ok(reached) => {
-                    rmi.kernel().log(
+                    rmi.say(
                         LogLevel::Error,
                         format_args!("rmm: a range from {at:#x} to {top:#x} was answered with {reached:#x}"),
                     );
@@ -184,7 +186,7 @@ impl<K: Kernel> Rtt<K> {
             }
             if stopped < self.geometry.start_level {
                 // There is no such level, so no table would be created and the next round would be the same.
-                rmi.kernel().log(
+                rmi.say(
                     LogLevel::Error,
                     format_args!("rmm: a walk to {at:#x} stopped at level {stopped}, above the first"),
                 );
@@ -234,14 +236,15 @@ impl<K: Kernel> Rtt<K> {
     /// Returns whether the RMM gave back the granule that was the table.
     fn release(&mut self, rmi: &Rmi<K>, level: i64, base: u64, pa: u64) -> bool {
         let Some(granule) = self.tables.remove(&(level, base)) else { return false };
+        rmi.each_stats(Stats::count_table_gone);
         if granule.pa() == pa {
             return rmi.undelegate(granule).is_some();
         }
-        rmi.kernel().log(
+        rmi.say(
             LogLevel::Error,
             format_args!("rmm: the level {level} table at {base:#x} came back as {pa:#x}"),
         );
-        rmi.each_stats(crate::stats::Stats::count_leaked);
+        rmi.each_stats(Stats::count_leaked);
         false
     }
 
@@ -255,6 +258,7 @@ impl<K: Kernel> Rtt<K> {
                 Err(error) => {
                     complete = false;
                     if let Some(granule) = self.tables.remove(&(level, base)) {
+                        rmi.each_stats(Stats::count_table_gone);
                         rmi.leak(granule, error);
                     }
                 }

@@ -10,7 +10,7 @@ use crate::errno::{Errno, Result};
 use crate::fault::{Fault, RipasChange};
 use crate::hostcall;
 use crate::irqchip::VmVgic;
-use crate::kernel::{Entry, Kernel, LogLevel, PAGE_SIZE, Page, VcpuThread};
+use crate::kernel::{Entry, Kernel, LogLevel, PAGE_SIZE, Page, Trace, VcpuThread};
 use crate::mmio::loaded;
 use crate::realm::RealmState;
 use crate::rmi::Rmi;
@@ -114,10 +114,14 @@ impl<K: Kernel> Runner<'_, K> {
     /// One entry at most.
     fn step(&mut self) -> Result<Next> {
         self.vcpu.thread.prepare()?;
+        if self.vm.is_ending() {
+            return Err(Errno::EIO);
+        }
         let (vm, vcpu, vgic, lrs) = (self.vm, self.vcpu, self.vgic, self.lrs);
         if !Self::may_run(vm, vcpu) {
             vcpu.news.store(false, SeqCst);
-            vcpu.thread.block(None, &mut || vcpu.news.load(SeqCst) || Self::may_run(vm, vcpu))?;
+            vcpu.thread
+                .block(None, &mut || vcpu.news.load(SeqCst) || vm.is_ending() || Self::may_run(vm, vcpu))?;
             return Ok(Next::Enter);
         }
         if self.state.waiting {
@@ -158,7 +162,7 @@ impl<K: Kernel> Runner<'_, K> {
         // ends the run.
         let entry = vcpu.thread.enter(&mut regs, self.state.pmu_line, &mut || {
             vcpu.news.store(false, SeqCst);
-            if !Self::may_run(vm, vcpu) {
+            if vm.is_ending() || !Self::may_run(vm, vcpu) {
                 return false;
             }
             let image = vgic.flush(vcpu.index, lrs);
@@ -185,6 +189,9 @@ impl<K: Kernel> Runner<'_, K> {
         let gic = rec.run.gic(lrs);
         let timers = rec.run.timers();
         let overflow = rec.run.pmu_overflow();
+        // HPFAR's FIPA, bits 43:4, is the address from bit 12 on.
+        let (esr, ipa) = (rec.run.esr(), (rec.run.hpfar() & 0xFFF_FFFF_FFF0) << 8);
+        vm.kernel.trace(Trace::Exit { vcpu: vcpu.id, reason, esr, ipa });
         let outcome = vgic.sync(vcpu.index, &gic);
         vm.irqs.kick(&outcome.kick);
         if !outcome.ended.is_empty() {
@@ -270,8 +277,9 @@ impl<K: Kernel> Runner<'_, K> {
         self.drive_timers(lines);
         let deadline = self.state.timers.deadline();
         vcpu.news.store(false, SeqCst);
-        let slept =
-            vcpu.thread.block(deadline, &mut || vcpu.news.load(SeqCst) || vgic.has_pending(vcpu.index));
+        let slept = vcpu.thread.block(deadline, &mut || {
+            vcpu.news.load(SeqCst) || vm.is_ending() || vgic.has_pending(vcpu.index)
+        });
         // Waking without reason is allowed; going on sleeping after a signal is not needed.
         self.state.waiting = false;
         slept?;
@@ -390,7 +398,7 @@ impl<K: Kernel> Runner<'_, K> {
         let shared_bit = self.vm.geometry.shared_bit();
         let gpa = ipa & !shared_bit;
         if ipa & shared_bit == 0 {
-            return Ok(match self.vm.private_fault(gpa)? {
+            return Ok(match self.traced(gpa, false, self.vm.private_fault(gpa))? {
                 Fault::Resolved => Next::Enter,
                 Fault::ToUser | Fault::NoSlot => self.memory_fault(gpa, PAGE_SIZE, true, fails),
             });
@@ -403,11 +411,22 @@ impl<K: Kernel> Runner<'_, K> {
         if let Some(next) = self.device(esr, gpa | offset, value) {
             return Ok(next);
         }
-        match self.vm.shared_fault(gpa)? {
+        match self.traced(gpa, true, self.vm.shared_fault(gpa))? {
             Fault::Resolved => Ok(Next::Enter),
             Fault::ToUser => Ok(self.memory_fault(gpa, PAGE_SIZE, false, fails)),
             Fault::NoSlot => Ok(self.mmio(esr, gpa | offset, value)),
         }
+    }
+
+    fn traced(&self, gpa: u64, shared: bool, fault: Result<Fault>) -> Result<Fault> {
+        let outcome = match fault {
+            Ok(Fault::Resolved) => 0,
+            Ok(Fault::ToUser) => 1,
+            Ok(Fault::NoSlot) => 2,
+            Err(_) => 3,
+        };
+        self.vm.kernel.trace(Trace::Fault { vcpu: self.vcpu.id, gpa, shared, outcome });
+        fault
     }
 
     fn ripas_exit(&mut self) -> Result<Next> {
@@ -433,7 +452,7 @@ impl<K: Kernel> Runner<'_, K> {
             }
             RipasChange::Changed(_) | RipasChange::Unbacked => Ok(Next::Enter),
             RipasChange::Rejected => {
-                self.vm.kernel.log(
+                self.vm.rmi.say(
                     LogLevel::Debug,
                     format_args!("realm: no memory slot backs {base:#x}, which is to become RAM"),
                 );

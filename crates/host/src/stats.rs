@@ -17,6 +17,7 @@ pub struct Stats {
     exits: [AtomicU64; EXITS],
     delegated: AtomicU64,
     leaked: AtomicU64,
+    tables: AtomicU64,
     shared: AtomicU64,
     vms: AtomicU64,
     last_delegated: AtomicU64,
@@ -56,6 +57,20 @@ impl Stats {
     pub(crate) fn count_leaked(&self) {
         self.delegated.fetch_sub(1, Relaxed);
         self.leaked.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_table(&self) {
+        self.tables.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_table_gone(&self) {
+        self.tables.fetch_sub(1, Relaxed);
+    }
+
+    /// Translation tables below the start level.
+    #[must_use]
+    pub fn tables(&self) -> u64 {
+        self.tables.load(Relaxed)
     }
 
     pub(crate) fn count_shared(&self) {
@@ -129,6 +144,7 @@ impl fmt::Display for Stats {
         writeln!(f, "pages_delegated {}", self.delegated())?;
         writeln!(f, "pages_leaked {}", self.leaked())?;
         writeln!(f, "pages_shared {}", self.shared())?;
+        writeln!(f, "translation_tables {}", self.tables())?;
         for (fid, (calls, errors)) in (FIRST_FID..).zip(self.rmi_calls.iter().zip(&self.rmi_errors)) {
             let (calls, errors) = (calls.load(Relaxed), errors.load(Relaxed));
             if calls != 0 {

@@ -1,6 +1,7 @@
 //! The device node: what this machine can do, and making VMs.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::fmt;
 
 use cca_abi::kvm::{self, Generation, ioctl, run};
@@ -10,7 +11,7 @@ use cca_abi::smccc::NOT_SUPPORTED;
 use crate::caps;
 use crate::errno::{Errno, Result};
 use crate::files::FileObject;
-use crate::kernel::{Kernel, LogLevel, Mutex};
+use crate::kernel::{Kernel, LogLevel, Mutex, reserve};
 use crate::rmi::{Rmi, RmiError};
 use crate::rtt::Geometry;
 use crate::stats::Stats;
@@ -120,6 +121,8 @@ pub struct System<K: Kernel> {
     version: u64,
     features: Features0,
     pub(crate) vmids: Mutex<K, Vmids>,
+    /// All VMs, and where some were.
+    vms: Mutex<K, Vec<Weak<Vm<K>>>>,
 }
 
 impl<K: Kernel> System<K> {
@@ -142,6 +145,7 @@ impl<K: Kernel> System<K> {
         let vmid_bits = if (kernel.id_register(ID_AA64MMFR1_EL1) >> 4) & 0xF == 2 { 16 } else { 8 };
         Ok(Arc::new(Self {
             vmids: Mutex::<K, _>::new(Vmids::new(vmid_bits)),
+            vms: Mutex::<K, _>::new(Vec::new()),
             kernel,
             config,
             rmi,
@@ -206,6 +210,22 @@ impl<K: Kernel> System<K> {
         recs.saturating_sub(1).clamp(1, 512)
     }
 
+    /// Takes all Realms down, because the machine is about to start another kernel, to which all memory must belong.
+    pub fn shutdown(&self) {
+        let mut at = 0;
+        loop {
+            // Not under the lock: the last reference may go here.
+            let vm = match self.vms.lock().get(at) {
+                Some(vm) => vm.upgrade(),
+                None => return,
+            };
+            if let Some(vm) = vm {
+                vm.end();
+            }
+            at += 1;
+        }
+    }
+
     /// An ioctl on the device node.
     ///
     /// # Errors
@@ -227,7 +247,7 @@ impl<K: Kernel> System<K> {
             return Err(Errno::EINVAL);
         }
         if vm_type & kvm::VM_TYPE_MASK != kvm::VM_TYPE_REALM {
-            self.kernel.log(
+            self.rmi.say(
                 LogLevel::Info,
                 format_args!("vm: type {vm_type:#x} is no Realm: use the kernel's own KVM"),
             );
@@ -241,6 +261,12 @@ impl<K: Kernel> System<K> {
             return Err(Errno::EINVAL);
         }
         let vm = Vm::new(self.clone(), Geometry::new(bits)?)?;
+        {
+            let mut vms = self.vms.lock();
+            vms.retain(|vm| vm.strong_count() != 0);
+            reserve(&mut vms, 1)?;
+            vms.push(Arc::downgrade(&vm));
+        }
         self.kernel.install_fd("kvm-realm-vm", FileObject::Vm(vm), 0).map(i64::from)
     }
 }

@@ -52,6 +52,8 @@ pub struct Vm<K: Kernel> {
     state: AtomicU8,
     /// The guest has switched itself off.
     pub(crate) stopped: AtomicBool,
+    /// The Realm is being taken down while files are still open.
+    ending: AtomicBool,
     /// Orders power changes of vCPUs.
     pub(crate) power: SpinLock<K, ()>,
     /// Interrupts of the virtual and the physical timer.
@@ -98,6 +100,7 @@ impl<K: Kernel> Vm<K> {
             smccc: Mutex::<K, _>::new(Filter::default()),
             state: AtomicU8::new(0),
             stopped: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             power: SpinLock::<K, _>::new(()),
             timer_irqs: [
                 AtomicU32::new(timer::DEFAULT_VIRTUAL_PPI),
@@ -109,6 +112,19 @@ impl<K: Kernel> Vm<K> {
             pmu_irq: AtomicU32::new(0),
             extras: AtomicU32::new(0),
         }))
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Takes the Realm down, whoever has files open: `KVM_RUN` fails with `EIO`.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        for vcpu in self.vcpus() {
+            vcpu.kick();
+        }
+        self.teardown();
     }
 
     /// Counters of this VM.
@@ -147,7 +163,7 @@ impl<K: Kernel> Vm<K> {
     }
 
     pub(crate) fn log_error(&self, line: fmt::Arguments<'_>) {
-        self.kernel.log(LogLevel::Warn, line);
+        self.rmi.say(LogLevel::Warn, line);
     }
 
     /// Slots name addresses of the process that made the VM; nobody else may use it.

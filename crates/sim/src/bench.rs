@@ -92,6 +92,7 @@ impl Bench {
         let log = || self.machine.log_lines();
         assert_eq!(self.kernel.free_pages(), self.free, "pages are missing; log: {:#?}", log());
         assert_eq!(self.system.live_vms(), 0, "a VM outlives its files; log: {:#?}", log());
+        assert_eq!(self.system.stats().tables(), 0, "tables are still counted; log: {:#?}", log());
         assert_eq!(self.system.stats().leaked(), 0, "pages are lost; log: {:#?}", log());
         assert_eq!(self.system.stats().shared(), 0, "pages are still shared; log: {:#?}", log());
     }

@@ -157,6 +157,28 @@ fn a_vmm_that_dies_after_any_step_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_host_that_restarts_ends_its_realms_under_their_vmms() {
+    let bench = Bench::new();
+    let running = bench.built(Config { vcpus: 2, ..Config::default() }, |guest| {
+        for n in 0.. {
+            guest.write(RAM_BASE + 0x10_0000 + (n % 64) * PAGE_SIZE, n);
+        }
+    });
+    std::thread::scope(|scope| {
+        let vmm = &running;
+        let threads: Vec<_> = (0..2).map(|vcpu| scope.spawn(move || vmm.run(vcpu))).collect();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        bench.system.shutdown();
+        bench.machine.assert_all_memory_is_back();
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), Err(kvm_realm::errno::Errno::EIO));
+        }
+    });
+    assert_eq!(running.run(0), Err(kvm_realm::errno::Errno::EPERM));
+    bench.finish(running);
+}
+
+#[test]
 fn files_may_be_closed_in_any_order() {
     let bench = Bench::new();
     for rotation in 0..5 {

@@ -113,6 +113,13 @@ extern "C" fn kvmr_exit() {
     }
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn kvmr_shutdown() {
+    if let Some(system) = system() {
+        system.shutdown();
+    }
+}
+
 fn answer(result: kvm_realm::Result<i64>) -> i64 {
     result.unwrap_or_else(Errno::to_return)
 }

@@ -80,6 +80,8 @@ unsafe extern "C" {
     // run.c
     pub(crate) fn shim_can_mask_pmu() -> bool; // any
     pub(crate) fn shim_smc(regs: *mut u64); // any
+    pub(crate) fn shim_trace_exit(vcpu: u32, reason: u32, esr: u64, ipa: u64); // any
+    pub(crate) fn shim_trace_fault(vcpu: u32, gpa: u64, shared: bool, outcome: u32); // any
     pub(crate) fn shim_thread_new() -> *mut c_void; // process
     pub(crate) fn shim_thread_free(t: *mut c_void); // process
     pub(crate) fn shim_run_begin(t: *mut c_void); // process

@@ -8,7 +8,7 @@ use core::fmt::{self, Write as _};
 use core::sync::atomic::Ordering::Relaxed;
 
 use kvm_realm::files::FileObject;
-use kvm_realm::kernel::{Entry, Fill, Kernel, LogLevel, MemoryHook, PAGE_SIZE, PinPurpose, SmcRegs};
+use kvm_realm::kernel::{Entry, Fill, Kernel, LogLevel, MemoryHook, PAGE_SIZE, PinPurpose, SmcRegs, Trace};
 use kvm_realm::{Errno, Result, kernel};
 
 use crate::counters;
@@ -281,6 +281,18 @@ impl Kernel for Linux {
     fn is_killed(&self) -> bool {
         // SAFETY: looks at the calling thread.
         unsafe { ffi::shim_is_killed() }
+    }
+
+    fn trace(&self, event: Trace) {
+        // SAFETY: only numbers.
+        unsafe {
+            match event {
+                Trace::Exit { vcpu, reason, esr, ipa } => ffi::shim_trace_exit(vcpu, reason.into(), esr, ipa),
+                Trace::Fault { vcpu, gpa, shared, outcome } => {
+                    ffi::shim_trace_fault(vcpu, gpa, shared, outcome);
+                }
+            }
+        }
     }
 
     fn log(&self, level: LogLevel, line: fmt::Arguments<'_>) {
