@@ -82,9 +82,12 @@ u64 shim_pages_alloc(u32 order, bool zero)
 {
 	struct page *page;
 
+	gfp_t gfp = GFP_KERNEL_ACCOUNT | (zero ? __GFP_ZERO : 0);
+
+	/* More than the few start-level tables: nice to have, and not worth the effort of compaction. */
 	if (order > 4)
-		return 0;
-	page = alloc_pages(GFP_KERNEL_ACCOUNT | (zero ? __GFP_ZERO : 0), order);
+		gfp = (gfp & ~__GFP_RECLAIM) | __GFP_KSWAPD_RECLAIM | __GFP_NOWARN;
+	page = alloc_pages(gfp, order);
 	if (!page)
 		return 0;
 	if (order)

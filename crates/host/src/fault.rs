@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use cca_abi::rmi::{Ripas, rtt_entry_state};
 
 use crate::errno::{Errno, Result};
-use crate::gmem::{GmemPage, take_for_realm};
+use crate::gmem::{GmemPage, is_contiguous, take_for_realm};
 use crate::kernel::{Kernel, PAGE_SIZE, PinPurpose, UserPage, reserve};
 use crate::memory::Face;
 use crate::rtt::PAGE_LEVEL;
@@ -72,7 +72,9 @@ impl<K: Kernel> Vm<K> {
             rtt.with_page_table(&self.rmi, ipa, |rmi, rd| rmi.data_create_unknown(rd, granule.pa(), ipa));
         match created {
             Ok(Ok(())) => {
+                let pa = granule.pa();
                 drop(pages.insert(index, GmemPage::Delegated(granule)));
+                rtt.filled(&self.rmi, ipa, is_contiguous(&pages, index, pa));
                 Ok(Fault::Resolved)
             }
             failed => {

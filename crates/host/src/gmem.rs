@@ -14,7 +14,7 @@ use core::ops::Range;
 
 use crate::errno::{Errno, Result};
 use crate::granule::Delegated;
-use crate::kernel::{Fill, Kernel, Mutex, PAGE_SIZE};
+use crate::kernel::{BLOCK_PAGES, Fill, Kernel, Mutex, PAGE_SIZE};
 use crate::sparse::Sparse;
 use crate::vm::Vm;
 
@@ -152,6 +152,17 @@ impl<K: Kernel> Drop for Gmem<K> {
     }
 }
 
+/// Whether the page at `index` lies in memory where its place in a block demands, by that of the block's first.
+pub(crate) fn is_contiguous<K: Kernel>(pages: &Pages<K>, index: u64, pa: u64) -> bool {
+    let first = index / BLOCK_PAGES * BLOCK_PAGES;
+    match pages.get(first) {
+        Some(GmemPage::Delegated(granule)) => {
+            granule.pa() % (BLOCK_PAGES * PAGE_SIZE) == 0 && granule.pa() + (index - first) * PAGE_SIZE == pa
+        }
+        _ => false,
+    }
+}
+
 /// Takes the page at `index` for the Realm: the owned one, or a new one. The place is empty afterwards and ready for
 /// [`Sparse::insert`].
 ///
@@ -159,6 +170,9 @@ impl<K: Kernel> Drop for Gmem<K> {
 /// `ENOMEM`; `EEXIST` if the Realm has it already; `EHWPOISON` if it is lost.
 pub(crate) fn take_for_realm<K: Kernel>(kernel: &K, pages: &mut Pages<K>, index: u64) -> Result<K::Page> {
     pages.prepare(index)?;
+    if pages.get(index).is_none() {
+        take_block(kernel, pages, index);
+    }
     match pages.get(index) {
         None => kernel.alloc_page(Fill::Any),
         Some(GmemPage::Delegated(_)) => Err(Errno::EEXIST),
@@ -167,5 +181,20 @@ pub(crate) fn take_for_realm<K: Kernel>(kernel: &K, pages: &mut Pages<K>, index:
             Some(GmemPage::Owned(page)) => Ok(page),
             _ => Err(Errno::EIO),
         },
+    }
+}
+
+/// Fills the 2 MiB of the file around `index` with one block of memory, if all of them are holes: the Realm can then be
+/// given them as one.
+fn take_block<K: Kernel>(kernel: &K, pages: &mut Pages<K>, index: u64) {
+    let first = index / BLOCK_PAGES * BLOCK_PAGES;
+    let range = first..first + BLOCK_PAGES;
+    if range.end > pages.len() || pages.next(range.clone()).is_some() {
+        return;
+    }
+    let Some(block) = kernel.alloc_block() else { return };
+    // The places of a block are made together.
+    for (at, page) in range.zip(block) {
+        drop(pages.insert(at, GmemPage::Owned(page)));
     }
 }

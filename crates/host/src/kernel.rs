@@ -23,6 +23,9 @@ use crate::files::FileObject;
 /// Bytes in a page, which is also the granule.
 pub const PAGE_SIZE: u64 = cca_abi::GRANULE_SIZE;
 
+/// Pages in a 2 MiB block, which one entry of a level 2 table maps.
+pub const BLOCK_PAGES: u64 = 512;
+
 /// Arguments and results of an SMC: `x0` to `x17`.
 pub type SmcRegs = [u64; 18];
 
@@ -103,6 +106,12 @@ pub trait Kernel: Clone + Send + Sync + 'static {
     /// # Errors
     /// `ENOMEM`.
     fn alloc_contiguous(&self, count: usize) -> Result<Vec<Self::Page>>;
+
+    /// [`BLOCK_PAGES`] pages, contiguous in ascending order, the first aligned to the size of all, contents of no matter;
+    /// each is owned, and freed, on its own. `None` if that cannot be had without effort.
+    fn alloc_block(&self) -> Option<Vec<Self::Page>> {
+        None
+    }
 
     /// Reads memory of the calling process.
     ///

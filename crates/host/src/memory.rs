@@ -6,11 +6,13 @@
 use alloc::sync::Arc;
 use core::ops::Range;
 
+use cca_abi::rmi::fid;
+
 use crate::errno::{Errno, Result};
 use crate::gmem::{Gmem, GmemPage};
 use crate::kernel::{Kernel, PAGE_SIZE};
 use crate::ranges::RangeSet;
-use crate::rmi::Rmi;
+use crate::rmi::{Rmi, RmiError};
 use crate::rtt::Rtt;
 use crate::shared::Shared;
 use crate::slots::{Slot, Slots, intersection};
@@ -59,7 +61,13 @@ fn unmap_private<K: Kernel>(rmi: &Rmi<K>, rtt: &mut Rtt<K>, slot: &Slot<K>, page
             None => continue,
         };
         let ipa = slot.base + (index - first) * PAGE_SIZE;
-        let freed = match rmi.data_destroy(rtt.rd(), ipa) {
+        // The page may be part of a block, which is then split; the table for that is at hand.
+        let destroyed = match rtt.with_page_table(rmi, ipa, |rmi, rd| rmi.data_destroy(rd, ipa)) {
+            Ok(destroyed) => destroyed,
+            Err(_) => Err(RmiError { fid: fid::RTT_CREATE, x0: 0 }),
+        };
+        rtt.emptied(ipa);
+        let freed = match destroyed {
             Ok(destroyed) if destroyed.pa == granule.pa() => rmi.undelegate(granule).is_some(),
             Ok(destroyed) => {
                 rmi.say(

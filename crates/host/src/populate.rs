@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use cca_abi::rmi::DATA_MEASURE_CONTENT;
 
 use crate::errno::{Errno, Result};
-use crate::gmem::{GmemPage, take_for_realm};
+use crate::gmem::{GmemPage, is_contiguous, take_for_realm};
 use crate::kernel::{Kernel, PAGE_SIZE, PinPurpose, UserPage, reserve};
 use crate::vm::Vm;
 
@@ -98,7 +98,11 @@ impl<K: Kernel> Vm<K> {
                 rmi.data_create(rd, granule.pa(), ipa, source.pa(), flags)
             });
             match created {
-                Ok(Ok(())) => drop(pages.insert(index, GmemPage::Delegated(granule))),
+                Ok(Ok(())) => {
+                    let pa = granule.pa();
+                    drop(pages.insert(index, GmemPage::Delegated(granule)));
+                    rtt.filled(&self.rmi, ipa, is_contiguous(&pages, index, pa));
+                }
                 failed => {
                     if self.rmi.undelegate(granule).is_none() {
                         drop(pages.insert(index, GmemPage::Leaked));

@@ -10,7 +10,7 @@ use cca_abi::rmi::entry_span;
 
 use crate::errno::{Errno, Result};
 use crate::granule::Delegated;
-use crate::kernel::{Kernel, LogLevel};
+use crate::kernel::{BLOCK_PAGES, Kernel, LogLevel};
 use crate::rmi::{Rmi, RmiResult, RttEntry};
 use crate::stats::Stats;
 
@@ -67,12 +67,17 @@ pub struct Rtt<K: Kernel> {
     geometry: Geometry,
     /// By level and first address covered. Start-level tables are not in here: they come and go with the Realm.
     tables: BTreeMap<(i64, u64), Delegated<K>>,
+    /// By first address of a block: pages of private memory in it. Only blocks that have a level 3 table.
+    filled: BTreeMap<u64, u64>,
+    /// Level 3 tables whose place a block has taken, kept by the address: splitting the block needs one, and must not
+    /// fail.
+    folded: BTreeMap<u64, Delegated<K>>,
 }
 
 impl<K: Kernel> Rtt<K> {
     /// Start-level tables only, as `REALM_CREATE` leaves it.
     pub fn new(rd: u64, geometry: Geometry) -> Self {
-        Self { rd, geometry, tables: BTreeMap::new() }
+        Self { rd, geometry, tables: BTreeMap::new(), filled: BTreeMap::new(), folded: BTreeMap::new() }
     }
 
     /// Physical address of the Realm descriptor.
@@ -105,7 +110,14 @@ impl<K: Kernel> Rtt<K> {
                 );
                 return Err(Errno::EIO);
             }
-            let granule = rmi.new_delegated()?;
+            let granule = match (level, self.folded.remove(&base)) {
+                (PAGE_LEVEL, Some(granule)) => {
+                    // A block is split: all its pages are there.
+                    self.filled.insert(base, BLOCK_PAGES);
+                    granule
+                }
+                _ => rmi.new_delegated()?,
+            };
             if let Err(error) = rmi.rtt_create(self.rd, granule.pa(), base, level) {
                 rmi.log("create a translation table", error);
                 rmi.undelegate(granule);
@@ -115,6 +127,39 @@ impl<K: Kernel> Rtt<K> {
             rmi.each_stats(Stats::count_table);
         }
         Ok(())
+    }
+
+    /// A page of private memory was mapped. When it was the last of a block, the block takes the place of its table if the
+    /// RMM finds that all are alike and next to each other. Best effort.
+    pub fn filled(&mut self, rmi: &Rmi<K>, ipa: u64, contiguous: bool) {
+        let base = align_down(ipa, entry_span(PAGE_LEVEL - 1));
+        let count = self.filled.entry(base).or_insert(0);
+        *count += 1;
+        if *count < BLOCK_PAGES || !contiguous || !self.tables.contains_key(&(PAGE_LEVEL, base)) {
+            return;
+        }
+        let Ok(pa) = rmi.rtt_fold(self.rd, base, PAGE_LEVEL) else { return };
+        let Some(granule) = self.tables.remove(&(PAGE_LEVEL, base)) else { return };
+        rmi.each_stats(Stats::count_table_gone);
+        rmi.each_stats(Stats::count_fold);
+        self.filled.remove(&base);
+        if granule.pa() == pa {
+            self.folded.insert(base, granule);
+        } else {
+            rmi.say(LogLevel::Error, format_args!("rmm: the table at {base:#x} came back as {pa:#x}"));
+            rmi.each_stats(Stats::count_leaked);
+        }
+    }
+
+    /// A page of private memory was unmapped.
+    pub fn emptied(&mut self, ipa: u64) {
+        let base = align_down(ipa, entry_span(PAGE_LEVEL - 1));
+        if let Some(count) = self.filled.get_mut(&base) {
+            *count -= 1;
+            if *count == 0 {
+                self.filled.remove(&base);
+            }
+        }
     }
 
     /// Runs a command on the level 3 entry of `ipa`, creating missing tables. A failure that more tables cannot cure
@@ -248,9 +293,18 @@ impl<K: Kernel> Rtt<K> {
         false
     }
 
+    /// The tables of blocks that were never split: to be called when nothing is mapped any more.
+    fn give_back_folded(&mut self, rmi: &Rmi<K>) -> bool {
+        let mut complete = true;
+        while let Some((_, granule)) = self.folded.pop_first() {
+            complete &= rmi.undelegate(granule).is_some();
+        }
+        complete
+    }
+
     /// Destroys all tables, the deepest first. What the RMM keeps is lost and counted. Returns whether all came back.
     pub fn teardown(&mut self, rmi: &Rmi<K>) -> bool {
-        let mut complete = true;
+        let mut complete = self.give_back_folded(rmi);
         // Keys are sorted by level, so the last one is always a deepest table.
         while let Some((&(level, base), _)) = self.tables.last_key_value() {
             match rmi.rtt_destroy(self.rd, base, level) {

@@ -18,6 +18,7 @@ pub struct Stats {
     delegated: AtomicU64,
     leaked: AtomicU64,
     tables: AtomicU64,
+    folds: AtomicU64,
     shared: AtomicU64,
     vms: AtomicU64,
     last_delegated: AtomicU64,
@@ -57,6 +58,16 @@ impl Stats {
     pub(crate) fn count_leaked(&self) {
         self.delegated.fetch_sub(1, Relaxed);
         self.leaked.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_fold(&self) {
+        self.folds.fetch_add(1, Relaxed);
+    }
+
+    /// How often 2 MiB of private memory became one block.
+    #[must_use]
+    pub fn folds(&self) -> u64 {
+        self.folds.load(Relaxed)
     }
 
     pub(crate) fn count_table(&self) {
@@ -145,6 +156,7 @@ impl fmt::Display for Stats {
         writeln!(f, "pages_leaked {}", self.leaked())?;
         writeln!(f, "pages_shared {}", self.shared())?;
         writeln!(f, "translation_tables {}", self.tables())?;
+        writeln!(f, "blocks_folded {}", self.folds())?;
         for (fid, (calls, errors)) in (FIRST_FID..).zip(self.rmi_calls.iter().zip(&self.rmi_errors)) {
             let (calls, errors) = (calls.load(Relaxed), errors.load(Relaxed));
             if calls != 0 {

@@ -5,7 +5,8 @@ use crate::memory::{DRAM_BASE, PAGE_SIZE, Pas};
 use kvm_realm::errno::{Errno, Result};
 use kvm_realm::files::FileObject;
 use kvm_realm::kernel::{
-    Entry, EventFd, Fill, Kernel, LogLevel, MemoryHook, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
+    BLOCK_PAGES, Entry, EventFd, Fill, Kernel, LogLevel, MemoryHook, Page, PinPurpose, SmcRegs, UserPage,
+    VcpuThread,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -651,6 +652,16 @@ impl Kernel for SimKernel {
             .find(|&pa| pa + size <= end && self.take(pa, count as u64))
             .ok_or(Errno::ENOMEM)?;
         Ok((0..count as u64).map(|n| self.page(first + n * PAGE_SIZE, true)).collect())
+    }
+
+    fn alloc_block(&self) -> Option<Vec<SimPage>> {
+        self.charge().ok()?;
+        let size = BLOCK_PAGES * PAGE_SIZE;
+        let end = DRAM_BASE + self.machine().memory().dram_size();
+        let first = (HOST_BASE.next_multiple_of(size)..end)
+            .step_by(size as usize)
+            .find(|&pa| pa + size <= end && self.take(pa, BLOCK_PAGES))?;
+        Some((0..BLOCK_PAGES).map(|n| self.page(first + n * PAGE_SIZE, false)).collect())
     }
 
     fn copy_from_user(&self, from: u64, to: &mut [u8]) -> Result<()> {

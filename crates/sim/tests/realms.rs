@@ -83,6 +83,42 @@ fn every_page_of_ram_comes_at_its_first_touch_and_only_the_realm_can_read_it() {
 }
 
 #[test]
+fn two_mebibytes_become_a_block_and_are_split_when_a_part_is_taken() {
+    let bench = Bench::new();
+    let block = RAM_BASE + 0x20_0000;
+    let vmm = bench.built(Config { ram: 6 << 20, ..Config::default() }, move |guest| {
+        // In no particular order: the last page completes it.
+        for n in 0..512 {
+            guest.write(block + n * 77 % 512 * PAGE_SIZE, n * 77 % 512);
+        }
+        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
+        for n in 0..512 {
+            assert_eq!(guest.read(block + n * PAGE_SIZE), n, "in the block");
+        }
+        let page = block + 100 * PAGE_SIZE;
+        guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("share one page of it");
+        guest.write(page | SHARED, 7);
+        for n in (0..512).filter(|n| *n != 100) {
+            assert_eq!(guest.read(block + n * PAGE_SIZE), n, "after the split");
+        }
+        guest.ipa_state_set(page, page + PAGE_SIZE, true, true).expect("and take it back");
+        guest.write(page, 100);
+        // Another one, which still is a block at the end.
+        for n in 0..512 {
+            guest.write(block + 0x20_0000 + n * PAGE_SIZE, n);
+        }
+    });
+    let event = vmm.run_to_end(0, &|_, _| {
+        assert_eq!(bench.system.stats().folds(), 1);
+        0
+    });
+    assert_eq!(event, Ok(1), "log: {:#?}", bench.machine.log_lines());
+    // The page that came back is a new one, somewhere else.
+    assert_eq!(bench.system.stats().folds(), 2);
+    bench.finish(vmm);
+}
+
+#[test]
 fn a_page_can_be_shared_and_taken_back() {
     let bench = Bench::new();
     let page = RAM_BASE + 0x10_0000;

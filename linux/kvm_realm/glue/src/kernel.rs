@@ -99,6 +99,15 @@ impl Kernel for Linux {
         Ok(pages)
     }
 
+    fn alloc_block(&self) -> Option<Vec<LinuxPage>> {
+        let count = usize::try_from(kernel::BLOCK_PAGES).ok()?;
+        let mut pages = Vec::new();
+        kernel::reserve(&mut pages, count).ok()?;
+        let first = Self::alloc_pages(count.trailing_zeros(), false).ok()?;
+        pages.extend((first..).step_by(PAGE_SIZE as usize).take(count).map(Self::page));
+        Some(pages)
+    }
+
     fn copy_from_user(&self, from: u64, to: &mut [u8]) -> Result<()> {
         // SAFETY: `to` is valid for its length; the shim checks the user's address.
         check(unsafe { ffi::shim_copy_from_user(to.as_mut_ptr(), from, to.len()) }.into()).map(drop)
