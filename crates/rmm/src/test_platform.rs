@@ -139,6 +139,7 @@ impl Platform for TestPlatform {
     }
 
     fn granule(&self, pa: u64) -> &Page {
+        step();
         assert!(self.is_realm_owned(pa), "the RMM touches {pa:#x}, which it does not own");
         self.raw(pa)
     }
@@ -182,7 +183,9 @@ impl Platform for TestPlatform {
         self.transfer(pa, false)
     }
 
-    fn publish_table_writes(&self) {}
+    fn publish_table_writes(&self) {
+        step();
+    }
 
     fn tlbi_ipa(&self, _vttbr: u64, _vtcr: u64, _ipa: u64, _level: i64) {
         self.tlbis.fetch_add(1, Relaxed);
@@ -283,6 +286,12 @@ fn el1_word(register: El1) -> usize {
         El1::Ttbr0 => word::TTBR0_EL1,
         El1::Ttbr1 => word::TTBR1_EL1,
     }
+}
+
+/// Another CPU may be faster here: what happens between two calls of the platform is not one step.
+fn step() {
+    #[cfg(feature = "explore")]
+    shuttle::thread::yield_now();
 }
 
 /// An RMM on a fresh test machine with this many granules of low memory.
