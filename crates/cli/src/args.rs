@@ -24,9 +24,13 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run a Linux Realm: an interactive shell, or one command
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Verify an attestation token: signatures, key binding, nonce, measurements
     Verify(VerifyArgs),
+    /// Predict a Realm's initial measurement from its launch manifest, without starting anything
+    Measure(MeasureArgs),
+    /// Show what a Realm can have on this machine: vector lengths, counters, hashes, address bits
+    Capabilities(CapabilitiesArgs),
     /// Boot the emulated CCA machine to a shell on the host, where `realm run` starts Realms
     Lab(LabArgs),
     /// Fetch and install what is missing (every command does this by itself)
@@ -76,6 +80,23 @@ pub(crate) struct RunArgs {
     /// Have the Realm report with a fresh nonce, verify the token and print it; no shell, no command
     #[arg(long, conflicts_with_all = ["exec", "plain"])]
     pub(crate) attest: bool,
+    /// A disk: an image's path, then `,ro` if the guest may only read it, and `,format=raw` or `,format=qcow2` where
+    /// the file's name does not say it (may be repeated)
+    #[arg(long = "disk", value_name = "FILE[,ro][,format=F]", value_parser = crate::run::disks::parse)]
+    pub(crate) disks: Vec<crate::run::disks::DiskArg>,
+    /// A network card: `tap=NAME` for a tap interface of the host, or `socket=PATH` for a user-mode network that needs no
+    /// privileges, such as `passt --socket PATH`; `,mac=ADDRESS` sets its address (may be repeated)
+    #[arg(long = "net", value_name = "PLUG[,mac=ADDRESS]", value_parser = crate::run::nets::parse)]
+    pub(crate) nets: Vec<crate::run::nets::NetArg>,
+    /// What the Realm is created with
+    #[command(flatten)]
+    pub(crate) realm: RealmArgs,
+    /// Write the launch manifest to FILE: everything that enters the Realm's initial measurement
+    #[arg(long, value_name = "FILE")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// Start nothing: write the launch manifest (to stdout without --manifest) and print the measurement it predicts
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Show every world's console on stderr
     #[arg(short, long)]
     pub(crate) verbose: bool,
@@ -94,8 +115,8 @@ pub(crate) struct RunArgs {
     /// The KVM device to use
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) device: Option<PathBuf>,
-    /// Run an ordinary VM on /dev/kvm instead of a Realm: a test of everything around Realms
-    #[arg(long, hide = true)]
+    /// Run the same guest as an ordinary VM on /dev/kvm instead of a Realm: to debug it, or to see what protection costs
+    #[arg(long)]
     pub(crate) plain: bool,
     /// The emulated machine, where no /dev/kvm-realm exists
     #[command(flatten)]
@@ -136,6 +157,60 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     pub(crate) any_lifecycle: bool,
     /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a Realm is created with. Each of these but the personalization value changes the initial measurement.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Realm")]
+pub(crate) struct RealmArgs {
+    /// The hash of the measurement [default: sha256]
+    #[arg(long, value_name = "ALGORITHM", value_parser = ["sha256", "sha512"])]
+    pub(crate) hash: Option<String>,
+    /// Up to 64 bytes that the token shows beside the measurement: `text:WORDS`, `hex:DIGITS`, `base64:DIGITS` or
+    /// `file:PATH`
+    #[arg(long, value_name = "VALUE", value_parser = crate::run::options::personalization)]
+    pub(crate) personalization: Option<Personalization>,
+    /// Give the Realm SVE with vectors of at most BITS bits [default: no SVE]
+    #[arg(long, value_name = "BITS")]
+    pub(crate) sve: Option<u32>,
+    /// Give the Realm a PMU with N event counters [default: no PMU]
+    #[arg(long, value_name = "N")]
+    pub(crate) pmu: Option<u32>,
+    /// Hardware breakpoints [default: 6]
+    #[arg(long, value_name = "N")]
+    pub(crate) breakpoints: Option<u32>,
+    /// Hardware watchpoints [default: 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) watchpoints: Option<u32>,
+    /// Width of guest physical addresses [default: one bit more than memory needs, at least 33]
+    #[arg(long, value_name = "BITS")]
+    pub(crate) ipa_bits: Option<u32>,
+}
+
+/// `realm capabilities`.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct CapabilitiesArgs {
+    /// Print them as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The emulated machine, where no /dev/kvm-realm exists
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+/// A personalization value, padded with zeroes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Personalization(pub(crate) [u8; 64]);
+
+/// `realm measure`.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct MeasureArgs {
+    /// A launch manifest, as `realm run --manifest` or `--dry-run` writes it; `-` is standard input
+    #[arg(value_name = "MANIFEST")]
+    pub(crate) manifest: PathBuf,
+    /// Print the measurement and what it is made of as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -254,7 +329,10 @@ pub(crate) struct TestArgs {
     /// Leave out what needs QEMU
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Run only the tests whose name contains NAME (may be repeated)
+    /// Run the long tests as well
+    #[arg(long, conflicts_with = "quick")]
+    pub(crate) full: bool,
+    /// Run only the tests whose name contains NAME, long ones too (may be repeated)
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,
     /// List the tests' names

@@ -7,6 +7,7 @@ mod args;
 mod audit;
 mod bench;
 mod build;
+mod capabilities;
 mod command;
 mod lab;
 mod paths;
@@ -43,6 +44,8 @@ fn dispatch(command: &Command) -> Result<u8> {
     match command {
         Command::Run(args) => run_realm(args),
         Command::Verify(args) => verify::run(args),
+        Command::Measure(args) => run::manifest::measure(args),
+        Command::Capabilities(args) => capabilities::run(args),
         Command::Lab(args) => lab::shell(args),
         Command::Setup(args) => setup::ensure(None, args.update).map(|_| {
             ui::say("everything is set up");
@@ -61,30 +64,16 @@ fn dispatch(command: &Command) -> Result<u8> {
 /// Where the device is, a Realm runs here; elsewhere on an emulated machine.
 fn run_realm(args: &RunArgs) -> Result<u8> {
     if args.attest {
-        return verify::round_trip();
+        return verify::round_trip(args);
     }
-    let defaults = run::RunOptions::default();
-    let device = match (&args.device, args.plain) {
-        (Some(device), _) => device.clone(),
-        (None, true) => "/dev/kvm".into(),
-        (None, false) => defaults.device.clone(),
-    };
-    if !cfg!(target_arch = "aarch64") || !device.exists() {
+    let options = run::options::from_args(args)?;
+    if !cfg!(target_arch = "aarch64") || !options.device.exists() {
         return lab::run_realm(args);
     }
-    run::run_on_device(&run::RunOptions {
-        device,
-        kernel: args.kernel.clone().unwrap_or(defaults.kernel),
-        initrd: args.initrd.clone().or(defaults.initrd),
-        cmdline: args.cmdline.clone(),
-        memory_mib: args.memory.unwrap_or(defaults.memory_mib),
-        cpus: args.cpus.unwrap_or(defaults.cpus),
-        exec: args.exec.clone(),
-        events_fd: args.events_fd,
-        console_log: args.console_log.clone(),
-        verbose: args.verbose,
-        plain: args.plain,
-    })
+    if args.dry_run {
+        return run::manifest::dry_run(args, &options);
+    }
+    run::run_on_device(&options)
 }
 
 fn clean(args: &CleanArgs) -> Result<u8> {

@@ -29,15 +29,17 @@ struct Test {
     name: &'static str,
     /// Whether `--quick` leaves it out.
     emulated: bool,
+    /// Whether only `--full` or its name runs it.
+    long: bool,
     run: fn(&Environment) -> Result<()>,
 }
 
 const fn quick(name: &'static str, run: fn(&Environment) -> Result<()>) -> Test {
-    Test { name, emulated: false, run }
+    Test { name, emulated: false, long: false, run }
 }
 
 const fn emulated(name: &'static str, run: fn(&Environment) -> Result<()>) -> Test {
-    Test { name, emulated: true, run }
+    Test { name, emulated: true, long: false, run }
 }
 
 /// All tests in their order: what is quick and fails often comes first.
@@ -64,6 +66,8 @@ const TESTS: &[Test] = &[
     emulated("killed-vmm-leaves-nothing", killed_vmm),
     emulated("host-cannot-read-a-private-page", private_page),
     emulated("module-unloads-and-loads-again", unload),
+    emulated("devices-work-and-the-measurement-is-predicted", devices),
+    Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide },
 ];
 
 /// Runs the tests; the status is 1 when one failed.
@@ -71,6 +75,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<u8> {
     let wanted: Vec<&Test> = TESTS
         .iter()
         .filter(|test| !(args.quick && test.emulated))
+        .filter(|test| !test.long || args.full || !args.only.is_empty())
         .filter(|test| args.only.is_empty() || args.only.iter().any(|name| test.name.contains(name.as_str())))
         .collect();
     if args.list {
@@ -388,6 +393,99 @@ fn private_page(environment: &Environment) -> Result<()> {
     );
     let text = host_script(environment, 1, false, &script, 600)?;
     ensure!(text.ends_with("it faulted\n"), "the host printed:\n{text}");
+    Ok(())
+}
+
+/// One guest with two disks, a network, entropy and all streams of a command; its token's measurement is the one that its
+/// launch manifest predicts. The raw disk is checked from outside.
+fn devices(environment: &Environment) -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("realm-devices-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    let image = directory.join("test.qcow2");
+    vmm::disk::create_qcow2(&image, 16 << 20)?;
+    let result = run_devices(environment, image);
+    let _ = std::fs::remove_dir_all(&directory);
+    result
+}
+
+/// Every command of docs/guide.md that starts with `./realm` or leads to one, in an empty directory. What needs a network
+/// on the host is `devices`' part.
+fn guide(environment: &Environment) -> Result<()> {
+    build::for_run(environment)?;
+    let checkout = crate::paths::checkout()?;
+    let text = std::fs::read_to_string(checkout.join("docs/guide.md"))?;
+    let directory = std::env::temp_dir().join(format!("realm-guide-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    let realm = std::env::current_exe()?;
+    let mut printed = Vec::new();
+    for line in text.split("```").skip(1).step_by(2).flat_map(str::lines) {
+        if line.is_empty() || line.starts_with("realm ") {
+            continue;
+        }
+        // A shell is left as a person would leave it.
+        let line = if line == "./realm run" { "echo poweroff | ./realm run" } else { line };
+        let mut shell = Command::new("sh");
+        shell.current_dir(&directory).arg("-c").arg(line.replace("./realm", &realm.display().to_string()));
+        let output = command::collect(shell.env("REALM_PATIENCE", patience().to_string()))?;
+        let wanted = if line.contains("exit 3") { 3 } else { 0 };
+        let status = output.status.code();
+        ensure!(status == Some(wanted), "`{line}` ended with {status:?}:\n{}", command::said(&output));
+        printed.push((line.to_owned(), String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let of = |part: &str| -> Vec<&str> {
+        printed.iter().filter(|(line, _)| line.contains(part)).map(|(_, text)| text.trim()).collect()
+    };
+    ensure!(of("cat /mnt/file") == ["hello"], "the disk held {:?}", of("cat /mnt/file"));
+    ensure!(of("sha256sum")[0].ends_with('-'), "no hash: {:?}", of("sha256sum"));
+    let predicted = of("launch.json");
+    ensure!(predicted.len() == 2 && predicted[0] == predicted[1], "predictions differ: {predicted:?}");
+    let _ = std::fs::remove_dir_all(directory);
+    Ok(())
+}
+
+fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
+    let guest = "set -e\n\
+         echo \"input: $(cat)\"\n\
+         echo errors >&2\n\
+         dd if=/dev/vda bs=4k 2>/dev/null | md5sum\n\
+         dd if=/dev/vda of=/dev/vda bs=64k count=4 seek=4 2>/dev/null\n\
+         sync\n\
+         mke2fs -F /dev/vdb >/dev/null 2>&1; mkdir -p /mnt; mount -t ext4 /dev/vdb /mnt\n\
+         dd if=/dev/urandom of=/mnt/f bs=64k count=20 2>/dev/null; before=$(md5sum </mnt/f)\n\
+         umount /mnt; mount -t ext4 -o ro /dev/vdb /mnt\n\
+         [ \"$before\" = \"$(md5sum </mnt/f)\" ] && echo same file\n\
+         dd if=/dev/vdc of=/dev/null bs=512 count=1 2>/dev/null\n\
+         if dd if=/dev/zero of=/dev/vdc bs=512 count=1 2>/dev/null; then echo written; fi\n\
+         ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up\n\
+         ping -c 2 -s 1000 10.9.0.1 >/dev/null && echo pong\n\
+         load-module virtio-rng; echo $(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c) random bytes\n\
+         realm report --nonce text:nonce --out /tmp/token; echo token $(base64 </tmp/token | tr -d '\\n')\n\
+         exit 9";
+    let script = format!(
+        "load-module tun || exit 1\n\
+         dd if=/dev/urandom of=/tmp/raw.img bs=64k count=8 2>/dev/null\n\
+         dd if=/dev/zero of=/tmp/ro.img bs=64k count=1 2>/dev/null\n\
+         before=$(md5sum </tmp/raw.img)\n\
+         (until ip link set tap0 up 2>/dev/null; do sleep 0.3; done; ip addr add 10.9.0.1/24 dev tap0) &\n\
+         echo typed | realm run --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 \\\n\
+         \t--hash sha512 --personalization text:devices --manifest /tmp/manifest.json \\\n\
+         \t--exec '{}' >/tmp/out 2>/tmp/errors\n\
+         echo status $?\n\
+         grep -v ^token /tmp/out | sed \"s/$before/same disk/\"; cat /tmp/errors\n\
+         half='bs=64k count=4'\n\
+         [ \"$(dd if=/tmp/raw.img $half 2>/dev/null | md5sum)\" = \\\n\
+         \t\"$(dd if=/tmp/raw.img $half skip=4 2>/dev/null | md5sum)\" ] && echo written from inside\n\
+         rim=$(realm measure /tmp/manifest.json)\n\
+         sed -n 's/^token //p' /tmp/out | base64 -d | hexdump -ve '1/1 \"%02x\"' >/tmp/token\n\
+         grep -q \"$rim\" /tmp/token && echo predicted ${{#rim}} digits\n",
+        guest.replace('\'', "'\\''")
+    );
+    let machine = MachineArgs { host_cpus: Some(1), ..MachineArgs::default() };
+    let (outcome, text) = on_machine(environment, &machine, &[image], true, &script, 300)?;
+    let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\n32 random bytes\nerrors\n\
+                    written from inside\npredicted 128 digits\n";
+    let text = text.replace("same disk  -", "same disk");
+    ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
     Ok(())
 }
 

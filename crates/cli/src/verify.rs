@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use attest::root::Root;
 use attest::{Policy, Report, text};
 
-use crate::args::VerifyArgs;
+use crate::args::{RunArgs, VerifyArgs};
+use crate::run::manifest::Manifest;
 use crate::ui;
 
 /// The exit status of a token that does not verify.
@@ -83,14 +84,20 @@ fn roots(files: &[PathBuf]) -> Result<Vec<Root>> {
 }
 
 /// `realm run --attest`: starts the Realm in which this command without `--attest` would run, has it report with a
-/// fresh nonce, and verifies.
-pub(crate) fn round_trip() -> Result<u8> {
+/// fresh nonce, and verifies: that the Realm is the one that the launch manifest describes, too.
+pub(crate) fn round_trip(run: &RunArgs) -> Result<u8> {
     let mut nonce = [0; 32];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut nonce)?;
     let nonce = text::hex(&nonce);
     let words = std::env::args_os().skip(1).filter(|word| word != "--attest");
-    let output = Command::new(std::env::current_exe()?)
-        .args(words)
+    let own = std::env::temp_dir().join(format!("realm-manifest-{nonce}.json"));
+    let path = run.manifest.clone().unwrap_or_else(|| own.clone());
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(words);
+    if run.manifest.is_none() {
+        command.arg("--manifest").arg(&own);
+    }
+    let output = command
         .args(["--exec", &format!("realm report --nonce hex:{nonce}")])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -104,7 +111,15 @@ pub(crate) fn round_trip() -> Result<u8> {
         None => bail!("the Realm's run ended with {}", output.status),
     }
     let challenge = text::sixty_four(&format!("hex:{nonce}")).map_err(|error| anyhow!(error))?;
-    let policy = Policy { roots: roots(&[])?, challenge: Some(challenge.to_vec()), ..Policy::default() };
+    let manifest = Manifest::read(&path);
+    let _ = std::fs::remove_file(&own);
+    let policy = Policy {
+        roots: roots(&[])?,
+        challenge: Some(challenge.to_vec()),
+        rim: Some(manifest?.measure()?.value().to_vec()),
+        personalization_value: Some(run.realm.personalization.map_or(vec![0; 64], |value| value.0.to_vec())),
+        ..Policy::default()
+    };
     finish(&attest::verify(&text::token_bytes(&output.stdout), &policy), false)
 }
 

@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cpus = std::env::args().nth(1).map_or(Ok(1), |word| word.parse())?;
     let contents =
         Contents { kernel_file: 40 << 20, kernel_image: 40 << 20, text_offset: 0, initrd: Some(1 << 20) };
-    let layout = Layout::new(512 << 20, cpus, contents)?;
-    std::io::stdout().write_all(&build(&layout, "console=ttyS0", Conduit::Smc)?)?;
+    let layout = Layout::new(512 << 20, cpus, contents, None)?;
+    std::io::stdout().write_all(&build(&layout, "console=ttyS0", Conduit::Smc, false)?)?;
     Ok(())
 }

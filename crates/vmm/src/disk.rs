@@ -1,19 +1,18 @@
 //! Disk images: raw files and qcow2.
 //!
 //! The format is what the user says, or what the file's name says; never what its contents say. A guest could write a
-//! qcow2 header into a raw disk, and name a file of ours in it.
+//! qcow2 header into a raw disk, and name a file of ours in it. For the same reason a qcow2 image may stand on other files
+//! only if they lie in its own directory or below.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use imago::file::File;
+use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{
-    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, Storage,
-    StorageOpenOptions,
-};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 
 use crate::{Error, Result};
 
@@ -54,6 +53,8 @@ pub struct Disk {
     image: FormatAccess<File>,
     read_only: bool,
     id: String,
+    /// Holds the lock for as long as the image is open.
+    _lock: std::fs::File,
 }
 
 impl fmt::Debug for Disk {
@@ -66,25 +67,22 @@ impl Disk {
     /// Opens an image. Two writers of one image would destroy it, so writers take a lock.
     pub fn open(path: &Path, format: Format, read_only: bool) -> Result<Self> {
         let failed = |error: std::io::Error| Error::os(format_args!("the disk {}", path.display()), &error);
-        lock(path, read_only).map_err(failed)?;
+        let lock = lock(path, read_only).map_err(failed)?;
         let options = StorageOpenOptions::new().filename(path).write(!read_only);
+        let file = File::open(options).map_err(failed)?;
         let image = match format {
-            Format::Raw => {
-                let file = File::open(options).map_err(failed)?;
-                Raw::builder(file)
-                    .write(!read_only)
-                    .open(DenyImplicitOpenGate::default())
-                    .map(FormatAccess::new)
-                    .map_err(failed)?
-            }
-            Format::Qcow2 => Qcow2::<File>::builder_path(path)
+            Format::Raw => Raw::builder(file)
                 .write(!read_only)
-                .open(PermissiveImplicitOpenGate::default())
-                .map(FormatAccess::new)
-                .map_err(failed)?,
-        };
+                .open(DenyImplicitOpenGate::default())
+                .map(FormatAccess::new),
+            Format::Qcow2 => check_refcounts(path)
+                .and_then(|()| Beside::new(path))
+                .and_then(|gate| Qcow2::<File>::builder(file).write(!read_only).open(gate))
+                .map(FormatAccess::new),
+        }
+        .map_err(failed)?;
         let id = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { image, read_only, id })
+        Ok(Self { image, read_only, id, _lock: lock })
     }
 
     /// Bytes.
@@ -143,16 +141,189 @@ impl Disk {
     }
 }
 
-/// Takes the file's lock for as long as this process lives.
-fn lock(path: &Path, read_only: bool) -> std::io::Result<()> {
-    use std::os::fd::IntoRawFd as _;
-    let file = std::fs::OpenOptions::new().read(true).write(!read_only).open(path)?;
-    let kind = if read_only { libc::LOCK_SH } else { libc::LOCK_EX };
-    // Kept open on purpose: the lock belongs to the open file.
-    let fd = file.into_raw_fd();
-    // SAFETY: a system call on a descriptor that we own.
-    if unsafe { libc::flock(fd, kind | libc::LOCK_NB) } != 0 {
-        return Err(std::io::Error::other("another process uses it"));
+/// Refuses an image whose own header is not counted as used: whoever allocates in it would look for a place for the
+/// first counters without end, or write over the header.
+fn check_refcounts(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let broken = |what: &str| std::io::Error::other(format!("the image is broken: {what}"));
+    let file = std::fs::File::open(path)?;
+    let mut header = [0; 104];
+    let short = |_| broken("it is too short");
+    file.read_exact_at(&mut header[..72], 0).map_err(short)?;
+    let word = |header: &[u8; 104], at: usize| {
+        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    let order = match word(&header, 4) {
+        2 => 4,
+        _ => {
+            file.read_exact_at(&mut header, 0).map_err(short)?;
+            word(&header, 96)
+        }
+    };
+    let cluster_bits = word(&header, 20);
+    if !(9..=21).contains(&cluster_bits) || order > 6 {
+        return Err(broken("its clusters have an impossible size"));
+    }
+    let table = u64::from(word(&header, 48)) << 32 | u64::from(word(&header, 52));
+    let mut block = [0; 8];
+    file.read_exact_at(&mut block, table).map_err(short)?;
+    let block = u64::from_be_bytes(block);
+    if block == 0 || block & ((1 << cluster_bits) - 1) != 0 {
+        return Err(broken("its first clusters are not counted"));
+    }
+    let mut counter = [0; 8];
+    file.read_exact_at(&mut counter, block).map_err(short)?;
+    // 2^order bits; below a byte the first counter is the lowest bits.
+    let counter = match order {
+        0..=2 => u64::from(counter[0]) & ((1 << (1 << order)) - 1),
+        _ => u64::from_be_bytes(counter) >> (64 - (1 << order)),
+    };
+    if counter == 0 {
+        return Err(broken("its header is not counted as used"));
     }
     Ok(())
+}
+
+/// Which files an image may stand on.
+struct Beside {
+    directory: PathBuf,
+    /// How many more layers there may be: an image that stands on itself has no end.
+    layers: u32,
+}
+
+impl Beside {
+    const LAYERS: u32 = 16;
+
+    fn new(image: &Path) -> std::io::Result<Self> {
+        let image = image.canonicalize()?;
+        let directory = image.parent().unwrap_or(Path::new("/")).to_owned();
+        Ok(Self { directory, layers: Self::LAYERS })
+    }
+}
+
+impl ImplicitOpenGate<File> for Beside {
+    fn open_format<F: FormatDriverBuilder<File>>(
+        &mut self,
+        builder: F,
+    ) -> std::io::Result<FormatAccess<File>> {
+        let layers = self.layers.checked_sub(1);
+        let layers = layers.ok_or_else(|| std::io::Error::other("it stands on too many other images"))?;
+        let inner = Self { directory: self.directory.clone(), layers };
+        Ok(FormatAccess::new(builder.open(inner)?))
+    }
+
+    fn open_storage(&mut self, options: StorageOpenOptions) -> std::io::Result<File> {
+        let path = options.get_filename().ok_or(std::io::ErrorKind::InvalidInput)?.canonicalize()?;
+        if !path.starts_with(&self.directory) || !path.is_file() {
+            let what = format!("it stands on {}, which does not lie beside it", path.display());
+            return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, what));
+        }
+        File::open(options)
+    }
+}
+
+/// Makes a new, empty qcow2 image of `size` bytes.
+pub fn create_qcow2(path: &Path, size: u64) -> Result<()> {
+    use imago::FormatCreateBuilder as _;
+    let failed = |error: std::io::Error| Error::os(format_args!("creating {}", path.display()), &error);
+    let options = imago::StorageCreateOptions::new().filename(path).overwrite(true);
+    let file = <File as Storage>::create_open(options).map_err(failed)?;
+    Qcow2::<File>::create_builder(file).size(size).create().map_err(failed)
+}
+
+/// Takes the file's lock, which the returned file holds.
+fn lock(path: &Path, read_only: bool) -> std::io::Result<std::fs::File> {
+    use std::os::fd::AsRawFd as _;
+    let file = std::fs::OpenOptions::new().read(true).write(!read_only).open(path)?;
+    let kind = if read_only { libc::LOCK_SH } else { libc::LOCK_EX };
+    // SAFETY: a system call on a descriptor that we own.
+    if unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) } != 0 {
+        return Err(std::io::Error::other("another process uses it"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn scratch() -> std::path::PathBuf {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        std::env::temp_dir().join(format!("realm-qcow2-{}-{number}", std::process::id()))
+    }
+
+    #[test]
+    fn an_image_stands_on_its_neighbours_only_and_not_on_itself() {
+        let directory = scratch();
+        std::fs::create_dir_all(directory.join("inner")).unwrap();
+        let overlay = |name: &str, base: &str| {
+            use imago::FormatCreateBuilder as _;
+            let path = directory.join(name);
+            let options = imago::StorageCreateOptions::new().filename(&path).overwrite(true);
+            let file = <File as Storage>::create_open(options).unwrap();
+            let builder = Qcow2::<File>::create_builder(file).size(1 << 20);
+            builder.backing(base.to_owned(), "raw".to_owned()).create().unwrap();
+            path
+        };
+        let raw = directory.join("base.img");
+        std::fs::write(&raw, vec![9; 1 << 20]).unwrap();
+        let good = Disk::open(&overlay("good", "base.img"), Format::Qcow2, false).unwrap();
+        let mut bytes = [0; 512];
+        good.read(&mut bytes, 4096).unwrap();
+        assert_eq!(bytes, [9; 512]);
+        good.write(&[1; 512], 4096).unwrap();
+        assert_eq!(std::fs::read(&raw).unwrap()[4096], 9);
+        for base in ["/etc/hostname", "/dev/zero", "nothing"] {
+            assert!(Disk::open(&overlay("bad", base), Format::Qcow2, false).is_err(), "{base}");
+        }
+        let outside = overlay("inner/outside", directory.join("base.img").to_str().unwrap());
+        assert!(Disk::open(&outside, Format::Qcow2, false).is_err());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(
+            std::env::var("REALM_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
+        ))]
+
+        /// Whatever is in an image's file, opening and using it gives data or an error.
+        #[test]
+        fn a_broken_image_is_an_error(
+            changes in proptest::collection::vec((0..5usize, any::<u16>(), any::<u8>()), 1..8),
+            cut in proptest::option::of(0..300_000u64),
+        ) {
+            let path = scratch();
+            create_qcow2(&path, 1 << 20).unwrap();
+            {
+                let disk = Disk::open(&path, Format::Qcow2, false).unwrap();
+                disk.write(&[7; 4096], 0x1_0000).unwrap();
+                disk.flush().unwrap();
+            }
+            let mut bytes = std::fs::read(&path).unwrap();
+            for (cluster, offset, value) in changes {
+                // The header matters most.
+                let offset = usize::from(offset) % if cluster == 0 { 112 } else { 64 };
+                if let Some(byte) = bytes.get_mut(cluster * 0x1_0000 + offset) {
+                    *byte = value;
+                }
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            if let Some(cut) = cut {
+                std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+            }
+            if let Ok(mut disk) = Disk::open(&path, Format::Qcow2, false) {
+                for at in [0, 0x1_0000, 0x8_0000] {
+                    let _ = disk.read(&mut [0; 4096], at);
+                    let _ = disk.write(&[1; 512], at);
+                    let _ = disk.write_zeroes(at, 4096);
+                    let _ = disk.discard(at, 4096);
+                }
+                let _ = disk.flush();
+            }
+            std::fs::remove_file(path).unwrap();
+        }
+    }
 }

@@ -4,7 +4,7 @@ use vm_fdt::FdtWriter;
 
 use crate::layout::{
     DTB_SIZE, GICD_BASE, GICD_SIZE, ITS_SIZE, Layout, PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_FIRST_SPI,
-    PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, RAM_BASE, UART_SIZE, UART_SPI, UART0_BASE, mpidr,
+    PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, PMU_PPI, RAM_BASE, UART_SIZE, UART_SPI, UART0_BASE, mpidr,
 };
 use crate::{Error, Result};
 
@@ -12,6 +12,8 @@ const GIC_PHANDLE: u32 = 1;
 const ITS_PHANDLE: u32 = 2;
 const SPI: u32 = 0;
 const PPI: u32 = 1;
+/// The GIC's number of the first private peripheral interrupt.
+const FIRST_PPI: u32 = 16;
 const LEVEL_HIGH: u32 = 4;
 const LEVEL_LOW: u32 = 8;
 
@@ -29,9 +31,9 @@ pub enum Conduit {
 const UART_FIFO: u32 = 256;
 
 /// Writes the blob: exactly [`DTB_SIZE`] bytes.
-pub fn build(layout: &Layout, cmdline: &str, conduit: Conduit) -> Result<Vec<u8>> {
-    let blob =
-        write(layout, cmdline, conduit).map_err(|error| Error::vmm(format!("the device tree: {error}")))?;
+pub fn build(layout: &Layout, cmdline: &str, conduit: Conduit, pmu: bool) -> Result<Vec<u8>> {
+    let blob = write(layout, cmdline, conduit, pmu)
+        .map_err(|error| Error::vmm(format!("the device tree: {error}")))?;
     let size = usize::try_from(DTB_SIZE).unwrap_or(usize::MAX);
     if blob.len() > size {
         return Err(Error::vmm(format!("the device tree is {} bytes long; {size} are possible", blob.len())));
@@ -41,7 +43,12 @@ pub fn build(layout: &Layout, cmdline: &str, conduit: Conduit) -> Result<Vec<u8>
     Ok(blob)
 }
 
-fn write(layout: &Layout, cmdline: &str, conduit: Conduit) -> std::result::Result<Vec<u8>, vm_fdt::Error> {
+fn write(
+    layout: &Layout,
+    cmdline: &str,
+    conduit: Conduit,
+    pmu: bool,
+) -> std::result::Result<Vec<u8>, vm_fdt::Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_u32("interrupt-parent", GIC_PHANDLE)?;
@@ -66,6 +73,12 @@ fn write(layout: &Layout, cmdline: &str, conduit: Conduit) -> std::result::Resul
     write_cpus(&mut fdt, layout)?;
     write_psci(&mut fdt, conduit)?;
     write_timer(&mut fdt)?;
+    if pmu {
+        let node = fdt.begin_node("pmu")?;
+        fdt.property_string("compatible", "arm,armv8-pmuv3")?;
+        fdt.property_array_u32("interrupts", &[PPI, PMU_PPI - FIRST_PPI, LEVEL_HIGH])?;
+        fdt.end_node(node)?;
+    }
     write_gic(&mut fdt, layout)?;
     write_uart(&mut fdt)?;
     write_pci(&mut fdt)?;
@@ -182,8 +195,8 @@ mod tests {
 
     fn blob(cpus: u32) -> Vec<u8> {
         let contents = Contents { kernel_file: 1, kernel_image: 1, text_offset: 0, initrd: Some(100) };
-        let layout = Layout::new(512 << 20, cpus, contents).unwrap();
-        build(&layout, "console=ttyS0", Conduit::Smc).unwrap()
+        let layout = Layout::new(512 << 20, cpus, contents, None).unwrap();
+        build(&layout, "console=ttyS0", Conduit::Smc, false).unwrap()
     }
 
     #[test]
@@ -202,8 +215,8 @@ mod tests {
     #[test]
     fn a_command_line_with_a_nul_or_too_long_is_refused() {
         let contents = Contents { kernel_file: 1, kernel_image: 1, text_offset: 0, initrd: None };
-        let layout = Layout::new(64 << 20, 1, contents).unwrap();
-        assert!(build(&layout, "a\0b", Conduit::Smc).is_err());
-        assert!(build(&layout, &"x".repeat(0x1_0000), Conduit::Smc).is_err());
+        let layout = Layout::new(64 << 20, 1, contents, None).unwrap();
+        assert!(build(&layout, "a\0b", Conduit::Smc, false).is_err());
+        assert!(build(&layout, &"x".repeat(0x1_0000), Conduit::Smc, false).is_err());
     }
 }

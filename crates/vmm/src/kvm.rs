@@ -11,7 +11,7 @@ use std::path::Path;
 use cca_abi::kvm::{
     CreateDevice, CreateGuestMemfd, DeviceAttr, EnableCap, GENERATION_V2, IrqLevel, MemoryAttributes,
     MemoryRegion, MemoryRegion2, OneReg, RmeConfigItem, RmeInitIpa, RmePopulate, VcpuEvents, VcpuInit, ioctl,
-    rme, run,
+    reg, rme, run, vcpu_attr, vcpu_feature,
 };
 use zerocopy::FromZeros;
 
@@ -356,6 +356,47 @@ impl Vcpu {
         // The kernel wrote through the address; read it where it lies.
         // SAFETY: a valid, aligned local variable.
         Ok(unsafe { std::ptr::read_volatile(&raw const value) })
+    }
+
+    /// The lengths of SVE vectors that there are: bit n stands for (n + 1) × 128 bits.
+    pub fn sve_lengths(&self) -> Result<u64> {
+        let mut lengths = [0u64; 8];
+        let mut argument = OneReg { id: reg::SVE_VLS, addr: pointer(&mut lengths) };
+        done(ioctl_with(&self.fd, ioctl::GET_ONE_REG, &mut argument), "reading the SVE vector lengths")?;
+        // The kernel wrote through the address; read it where it lies.
+        // SAFETY: a valid, aligned local variable.
+        Ok(unsafe { std::ptr::read_volatile(&raw const lengths[0]) })
+    }
+
+    /// Gives the CPU vectors of `quads` × 128 bits at most, and makes its choice final.
+    pub fn set_sve(&self, quads: u32) -> Result<()> {
+        let mut lengths = [0u64; 8];
+        lengths[0] = self.sve_lengths()? & ((1u64 << quads.min(63)) - 1);
+        if lengths[0] >> quads.saturating_sub(1).min(63) & 1 == 0 {
+            return Err(Error::new(Layer::Module, "the machine has no vectors of this length"));
+        }
+        let mut argument = OneReg { id: reg::SVE_VLS, addr: pointer(&mut lengths) };
+        done(ioctl_with(&self.fd, ioctl::SET_ONE_REG, &mut argument), "setting the SVE vector lengths")?;
+        let mut feature = vcpu_feature::SVE;
+        done(ioctl_with(&self.fd, ioctl::ARM_VCPU_FINALIZE, &mut feature), "making SVE final")
+    }
+
+    /// Switches the PMU on; it interrupts with a private interrupt.
+    pub fn set_pmu_interrupt(&self, mut interrupt: u32) -> Result<()> {
+        let mut attr = DeviceAttr {
+            flags: 0,
+            group: vcpu_attr::GRP_PMU_V3,
+            attr: vcpu_attr::PMU_V3_IRQ,
+            addr: pointer(&mut interrupt),
+        };
+        done(ioctl_with(&self.fd, ioctl::SET_DEVICE_ATTR, &mut attr), "choosing the PMU's interrupt")
+    }
+
+    /// Makes the PMU's settings final; the GIC must be there.
+    pub fn start_pmu(&self) -> Result<()> {
+        let mut attr =
+            DeviceAttr { flags: 0, group: vcpu_attr::GRP_PMU_V3, attr: vcpu_attr::PMU_V3_INIT, addr: 0 };
+        done(ioctl_with(&self.fd, ioctl::SET_DEVICE_ATTR, &mut attr), "starting the PMU")
     }
 
     /// Injects an external abort as the answer to the device access that the guest just made.

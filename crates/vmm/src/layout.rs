@@ -23,6 +23,8 @@ pub const UART0_BASE: u64 = 0x0100_0000;
 pub const UART_SIZE: u64 = 8;
 /// Shared peripheral interrupt of the serial port. The GIC's number is 32 higher.
 pub const UART_SPI: u32 = 0;
+/// The PMU's interrupt: a private one, by the GIC's number.
+pub const PMU_PPI: u32 = 23;
 /// PCI configuration space: the one bus's part of it.
 pub const PCI_ECAM_BASE: u64 = 0x4000_0000;
 /// Bytes of configuration space of one bus.
@@ -45,6 +47,8 @@ pub const GIC_INTERRUPTS: u32 = 128;
 /// the module supports.
 pub const MAX_CPUS: u32 = 128;
 
+/// The widest guest physical addresses.
+const MAX_IPA_BITS: u32 = 48;
 /// The device tree's place in a machine with much RAM.
 const DTB_HIGHEST: u64 = 0x8fe0_0000;
 const PAGE: u64 = cca_abi::GRANULE_SIZE;
@@ -80,8 +84,9 @@ pub struct Contents {
 }
 
 impl Layout {
-    /// Places `contents` in a machine with `ram_size` bytes of RAM.
-    pub fn new(ram_size: u64, cpus: u32, contents: Contents) -> Result<Self> {
+    /// Places `contents` in a machine with `ram_size` bytes of RAM. Addresses are as narrow as possible unless
+    /// `wider` says how many bits they have.
+    pub fn new(ram_size: u64, cpus: u32, contents: Contents, wider: Option<u32>) -> Result<Self> {
         if ram_size == 0 || ram_size % RAM_UNIT != 0 {
             return Err(Error::vmm(format!("{ram_size} bytes of memory are not a multiple of 2 MiB")));
         }
@@ -113,7 +118,14 @@ impl Layout {
                 Some((start, size))
             }
         };
-        Ok(Self { ram_size, cpus, ipa_bits: ipa_bits(ram_end), kernel, initrd, dtb })
+        let needed = ipa_bits(ram_end);
+        let ipa_bits = wider.unwrap_or(needed);
+        if !(needed..=MAX_IPA_BITS).contains(&ipa_bits) {
+            return Err(Error::vmm(format!(
+                "{ipa_bits} address bits; this machine can have {needed} to {MAX_IPA_BITS}"
+            )));
+        }
+        Ok(Self { ram_size, cpus, ipa_bits, kernel, initrd, dtb })
     }
 
     /// First byte after RAM.
@@ -166,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_machine_of_512_mib_looks_like_kvmtools() {
-        let layout = Layout::new(512 * MIB, 1, contents(40 * MIB, 1001)).unwrap();
+        let layout = Layout::new(512 * MIB, 1, contents(40 * MIB, 1001), None).unwrap();
         assert_eq!(layout.kernel, 0x8000_0000);
         assert_eq!(layout.dtb, 0x8fe0_0000);
         assert_eq!(layout.initrd, Some((0x8fdf_fc14, 1001)));
@@ -178,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_small_machine_has_its_device_tree_two_mib_below_the_end() {
-        let layout = Layout::new(128 * MIB, 2, contents(40 * MIB, 4096)).unwrap();
+        let layout = Layout::new(128 * MIB, 2, contents(40 * MIB, 4096), None).unwrap();
         assert_eq!(layout.dtb, 0x87e0_0000);
         assert_eq!(layout.initrd, Some((0x87df_f000, 4096)));
         assert_eq!(layout.redistributors(), (0x3ffb_0000, 0x4_0000));
@@ -206,7 +218,7 @@ mod tests {
             (u64::MAX - RAM_UNIT + 1, 1, MIB, 1),
         ] {
             assert!(
-                Layout::new(size, cpus, contents(kernel, initrd)).is_err(),
+                Layout::new(size, cpus, contents(kernel, initrd), None).is_err(),
                 "{size} {cpus} {kernel} {initrd}"
             );
         }

@@ -7,11 +7,11 @@
 //! | [`fdt`] | what does the guest's device tree say? |
 //! | [`plan`] | what is in memory at the start, and in which order is it measured? |
 //! | [`memory`] | what of the guest's RAM does this process see? |
-//! | [`kvm`] | how is the device called? |
+//! | [`kvm`], [`probe`] | how is the device called, and what can it do? |
 //! | [`machine`] | in which order is a Realm built? |
 //! | [`bus`], [`serial`], [`pci`] | what does the guest see when it touches a device? |
 //! | [`virtio`] | what do disks, terminals and the like do? |
-//! | [`disk`] | what is in a disk's file? |
+//! | [`disk`], [`link`] | what is in a disk's file, and at the other end of a network card's wire? |
 //! | [`runner`] | what happens while the CPUs run? |
 //! | [`control`] | how does the guest's init learn what to do? |
 //! | [`terminal`], [`mailbox`] | how do user and threads talk to it all? |
@@ -27,11 +27,13 @@ pub mod fdt;
 pub mod image;
 pub mod kvm;
 pub mod layout;
+pub mod link;
 pub mod machine;
 pub mod mailbox;
 pub mod memory;
 pub mod pci;
 pub mod plan;
+pub mod probe;
 pub mod runner;
 pub mod serial;
 pub mod terminal;

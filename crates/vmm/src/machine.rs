@@ -10,22 +10,65 @@ use std::sync::Arc;
 use cca_abi::kvm::{TARGET_GENERIC_V8, VM_TYPE_REALM, cap, device_type, reg, vcpu_feature, vgic_attr};
 
 use crate::kvm::{Kvm, Vcpu, Vm};
-use crate::layout::{GIC_INTERRUPTS, GICD_BASE, Layout, RAM_BASE};
+use crate::layout::{GIC_INTERRUPTS, GICD_BASE, Layout, PMU_PPI, RAM_BASE};
 use crate::memory::{GuestView, SharedMemory, punch_hole};
 use crate::plan::Plan;
 use crate::{Error, Layer, Result};
+
+/// What a Realm is created with. All of it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealmOptions {
+    /// `rme::HASH_SHA256` or `rme::HASH_SHA512`.
+    pub hash: u32,
+    /// The personalization value. The only part that is not in the initial measurement, but beside it in the token.
+    pub personalization: [u8; 64],
+    /// Bits of an SVE vector; without, there is no SVE.
+    pub sve_bits: Option<u32>,
+    /// Event counters of the PMU; without, there is no PMU.
+    pub pmu_counters: Option<u32>,
+    /// Hardware breakpoints.
+    pub breakpoints: u32,
+    /// Hardware watchpoints.
+    pub watchpoints: u32,
+}
+
+impl Default for RealmOptions {
+    /// Breakpoints and watchpoints are those of Arm's own server cores, whatever this machine has: the same flags give
+    /// the same measurement everywhere.
+    fn default() -> Self {
+        Self {
+            hash: cca_abi::kvm::rme::HASH_SHA256,
+            personalization: [0; 64],
+            sve_bits: None,
+            pmu_counters: None,
+            breakpoints: 6,
+            watchpoints: 4,
+        }
+    }
+}
+
+impl RealmOptions {
+    /// Refuses what no machine could do.
+    pub fn check(&self) -> Result<()> {
+        if !(2..=16).contains(&self.breakpoints) || !(2..=16).contains(&self.watchpoints) {
+            return Err(Error::vmm("2 to 16 breakpoints and watchpoints are possible"));
+        }
+        if self.sve_bits.is_some_and(|bits| bits % 128 != 0 || !(128..=2048).contains(&bits)) {
+            return Err(Error::vmm("an SVE vector has a multiple of 128 bits, 128 to 2048"));
+        }
+        if self.pmu_counters.is_some_and(|counters| counters > 31) {
+            return Err(Error::vmm("a PMU has at most 31 event counters"));
+        }
+        Ok(())
+    }
+}
 
 /// Which kind of machine to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A Realm: its RAM is private memory that this process never maps.
-    Realm {
-        /// `rme::HASH_SHA256` or `rme::HASH_SHA512`.
-        hash: u32,
-        /// The personalization value.
-        personalization: [u8; 64],
-    },
-    /// An ordinary virtual machine on the stock KVM device, for tests of everything around a Realm.
+    Realm(RealmOptions),
+    /// An ordinary virtual machine on the stock KVM device: for debugging, and to see what protection costs.
     Plain,
 }
 
@@ -64,7 +107,7 @@ impl Machine {
     pub fn new(device: &Path, kind: Kind, plan: &Plan, on_stage: &dyn Fn(Stage)) -> Result<Self> {
         let layout = &plan.layout;
         let kvm = Kvm::open(device)?;
-        if matches!(kind, Kind::Realm { .. }) {
+        if matches!(kind, Kind::Realm(_)) {
             check_device(&kvm, device, layout)?;
         }
         let realm = if kind == Kind::Plain { 0 } else { VM_TYPE_REALM };
@@ -73,13 +116,16 @@ impl Machine {
         for segment in &plan.segments {
             memory.shared.write(segment.address - RAM_BASE, &segment.bytes)?;
         }
-        let vcpus = create_cpus(&kvm, &vm, layout)?;
+        let vcpus = create_cpus(&kvm, &vm, layout, kind)?;
         create_gic(&vm, layout)?;
 
-        if let Kind::Realm { hash, personalization } = kind {
-            vm.realm_hash(hash)?;
-            if personalization != [0; 64] {
-                vm.realm_personalization(&personalization)?;
+        if let Kind::Realm(options) = kind {
+            if options.pmu_counters.is_some() {
+                vcpus.iter().try_for_each(Vcpu::start_pmu)?;
+            }
+            vm.realm_hash(options.hash)?;
+            if options.personalization != [0; 64] {
+                vm.realm_personalization(&options.personalization)?;
             }
             vm.realm_create()?;
             vm.realm_init_ipa(RAM_BASE, layout.ram_size)?;
@@ -106,13 +152,13 @@ impl Memory {
     fn new(vm: &Vm, kind: Kind, layout: &Layout) -> Result<Self> {
         let size = layout.ram_size;
         let alias = if kind == Kind::Plain { 0 } else { layout.shared_bit() };
-        let shared = Arc::new(SharedMemory::new(size, matches!(kind, Kind::Realm { .. }))?);
+        let shared = Arc::new(SharedMemory::new(size, matches!(kind, Kind::Realm(_)))?);
         let private = match kind {
             Kind::Plain => {
                 vm.set_memory(0, RAM_BASE, size, shared.address())?;
                 None
             }
-            Kind::Realm { .. } => {
+            Kind::Realm(_) => {
                 let private = vm.create_guest_memfd(size)?;
                 vm.set_private_memory(0, RAM_BASE, size, shared.address(), &private)?;
                 vm.set_attributes(RAM_BASE, size, true)?;
@@ -156,11 +202,23 @@ fn check_device(kvm: &Kvm, device: &Path, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-fn create_cpus(kvm: &Kvm, vm: &Vm, layout: &Layout) -> Result<Vec<Vcpu>> {
+fn create_cpus(kvm: &Kvm, vm: &Vm, layout: &Layout, kind: Kind) -> Result<Vec<Vcpu>> {
     let target = vm.preferred_target().unwrap_or(TARGET_GENERIC_V8);
     let mut features = 1 << vcpu_feature::PSCI_0_2;
     if kvm.capability(cap::ARM_PTRAUTH_ADDRESS) > 0 && kvm.capability(cap::ARM_PTRAUTH_GENERIC) > 0 {
         features |= 1 << vcpu_feature::PTRAUTH_ADDRESS | 1 << vcpu_feature::PTRAUTH_GENERIC;
+    }
+    if let Kind::Realm(options) = kind {
+        options.check()?;
+        for (wanted, capability, feature, what) in [
+            (options.sve_bits.is_some(), cap::ARM_SVE, vcpu_feature::SVE, "SVE"),
+            (options.pmu_counters.is_some(), cap::ARM_PMU_V3, vcpu_feature::PMU_V3, "a PMU"),
+        ] {
+            if wanted && kvm.capability(capability) <= 0 {
+                return Err(Error::new(Layer::Module, format!("it cannot give a Realm {what}")));
+            }
+            features |= u32::from(wanted) << feature;
+        }
     }
     (0..layout.cpus)
         .map(|index| {
@@ -174,9 +232,40 @@ fn create_cpus(kvm: &Kvm, vm: &Vm, layout: &Layout) -> Result<Vec<Vcpu>> {
             if first {
                 vcpu.set_register(reg::CORE_PC, layout.kernel)?;
             }
+            if let Kind::Realm(options) = kind {
+                shape_cpu(&vcpu, &options)?;
+            }
             Ok(vcpu)
         })
         .collect()
+}
+
+/// What of a Realm's parameters hides in its CPUs' registers.
+fn shape_cpu(vcpu: &Vcpu, options: &RealmOptions) -> Result<()> {
+    let refused = |what: &str, error: Error| {
+        Error::new(error.layer(), format!("{what} (see `realm capabilities`): {}", error.what()))
+    };
+    let with =
+        |value: u64, shift: u32, width: u64, field: u64| value & !(width << shift) | (field & width) << shift;
+    let id = vcpu.register(reg::ID_AA64DFR0_EL1)?;
+    let (bps, wps) = (u64::from(options.breakpoints - 1), u64::from(options.watchpoints - 1));
+    let context = (id >> 28 & 0xf).min(bps);
+    let wanted = with(with(with(id, 12, 0xf, bps), 20, 0xf, wps), 28, 0xf, context);
+    if wanted != id {
+        vcpu.set_register(reg::ID_AA64DFR0_EL1, wanted).map_err(|error| {
+            refused(&format!("{} breakpoints and {} watchpoints", bps + 1, wps + 1), error)
+        })?;
+    }
+    if let Some(counters) = options.pmu_counters {
+        let control = vcpu.register(reg::PMCR_EL0)?;
+        vcpu.set_register(reg::PMCR_EL0, with(control, 11, 0x1f, counters.into()))
+            .map_err(|error| refused(&format!("a PMU with {counters} counters"), error))?;
+        vcpu.set_pmu_interrupt(PMU_PPI)?;
+    }
+    if let Some(bits) = options.sve_bits {
+        vcpu.set_sve(bits / 128).map_err(|error| refused(&format!("vectors of {bits} bits"), error))?;
+    }
+    Ok(())
 }
 
 fn create_gic(vm: &Vm, layout: &Layout) -> Result<()> {

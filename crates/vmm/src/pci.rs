@@ -291,8 +291,8 @@ mod tests {
                 config.write(offset % 300, &data);
                 config.write(offset, &data);
             }
-            for at in 0..CONFIG_SIZE {
-                prop_assert_eq!(config.bytes[at] & !config.writable[at], before[at] & !config.writable[at]);
+            for ((now, then), mask) in config.bytes.iter().zip(before).zip(config.writable) {
+                prop_assert_eq!(now & !mask, then & !mask);
             }
         }
     }

@@ -17,6 +17,21 @@ pub struct Segment {
     pub bytes: Vec<u8>,
 }
 
+/// What shapes a guest beside its contents.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Bytes of RAM.
+    pub ram_size: u64,
+    /// CPUs.
+    pub cpus: u32,
+    /// Width of guest physical addresses, if it is to be more than what RAM needs.
+    pub ipa_bits: Option<u32>,
+    /// Whether there is a PMU.
+    pub pmu: bool,
+    /// How the guest calls its firmware.
+    pub conduit: fdt::Conduit,
+}
+
 /// A guest, ready to be put into memory.
 #[derive(Debug)]
 pub struct Plan {
@@ -28,22 +43,15 @@ pub struct Plan {
 
 impl Plan {
     /// Lays out a guest.
-    pub fn new(
-        ram_size: u64,
-        cpus: u32,
-        kernel: Image,
-        initrd: Option<Vec<u8>>,
-        cmdline: &str,
-        conduit: fdt::Conduit,
-    ) -> Result<Self> {
+    pub fn new(shape: Shape, kernel: Image, initrd: Option<Vec<u8>>, cmdline: &str) -> Result<Self> {
         let contents = Contents {
             kernel_file: len(&kernel.bytes)?,
             kernel_image: kernel.image_size,
             text_offset: kernel.text_offset,
             initrd: initrd.as_deref().map(len).transpose()?,
         };
-        let layout = Layout::new(ram_size, cpus, contents)?;
-        let dtb = fdt::build(&layout, cmdline, conduit)?;
+        let layout = Layout::new(shape.ram_size, shape.cpus, contents, shape.ipa_bits)?;
+        let dtb = fdt::build(&layout, cmdline, shape.conduit, shape.pmu)?;
         let mut segments = vec![Segment { name: "kernel", address: layout.kernel, bytes: kernel.bytes }];
         if let (Some((address, _)), Some(bytes)) = (layout.initrd, initrd) {
             segments.push(Segment { name: "initramfs", address, bytes });
@@ -65,6 +73,22 @@ impl Plan {
         }
         Ok(ranges)
     }
+
+    /// One page as it will be populated.
+    #[must_use]
+    pub fn page(&self, address: u64) -> [u8; 4096] {
+        let mut page = [0; 4096];
+        for segment in &self.segments {
+            // Of the segment's bytes those that lie in the page, and where they begin there.
+            let skipped = usize::try_from(address.saturating_sub(segment.address)).unwrap_or(usize::MAX);
+            let place = usize::try_from(segment.address.saturating_sub(address)).unwrap_or(usize::MAX);
+            if let (Some(from), Some(to)) = (segment.bytes.get(skipped..), page.get_mut(place..)) {
+                let len = from.len().min(to.len());
+                to[..len].copy_from_slice(&from[..len]);
+            }
+        }
+        page
+    }
 }
 
 fn len(bytes: &[u8]) -> Result<u64> {
@@ -77,13 +101,29 @@ mod tests {
 
     fn plan(initrd: usize) -> Plan {
         let kernel = Image { bytes: vec![1; 5000], text_offset: 0, image_size: 1 << 20 };
-        Plan::new(64 << 20, 1, kernel, Some(vec![2; initrd]), "quiet", fdt::Conduit::Smc).unwrap()
+        let shape =
+            Shape { ram_size: 64 << 20, cpus: 1, ipa_bits: None, pmu: false, conduit: fdt::Conduit::Smc };
+        Plan::new(shape, kernel, Some(vec![2; initrd]), "quiet").unwrap()
     }
 
     #[test]
     fn only_pages_with_contents_are_populated_in_ascending_order() {
         // The initramfs ends where the device tree begins, so both are one range.
         assert_eq!(plan(5000).populated().unwrap(), [(0x8000_0000, 0x2000), (0x83df_e000, 0x1_2000)]);
+    }
+
+    #[test]
+    fn pages_are_what_will_be_populated() {
+        let plan = plan(5000);
+        assert_eq!(plan.page(0x8000_0000), [1; 4096]);
+        assert_eq!(plan.page(0x8000_1000)[..904], [1; 904]);
+        assert_eq!(plan.page(0x8000_1000)[904..], [0; 3192]);
+        // The initramfs takes the last 5000 bytes before the device tree.
+        assert_eq!(plan.page(0x83df_e000)[..3192], [0; 3192]);
+        assert_eq!(plan.page(0x83df_e000)[3192..], [2; 904]);
+        assert_eq!(plan.page(0x83df_f000), [2; 4096]);
+        assert_eq!(plan.page(0x83e0_0000)[..4], 0xd00d_feedu32.to_be_bytes());
+        assert_eq!(plan.page(0x8100_0000), [0; 4096]);
     }
 
     #[test]

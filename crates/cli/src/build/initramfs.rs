@@ -22,6 +22,10 @@ const GUEST_MODULES: &[&str] = &[
     "virtio_net",
     "vmw_vsock_virtio_transport",
 ];
+/// What the emulated host loads for devices that it has.
+const HOST_MODULES: &[&str] = &["tun", "virtio_blk", "virtio_net"];
+/// Loads a module, in the guest and on the emulated host.
+const LOAD_MODULE: &str = include_str!("../../guest/bin/load-module");
 /// The host's first program.
 const HOST_INIT: &str = include_str!("../lab/host-init.sh");
 
@@ -50,15 +54,21 @@ pub(crate) fn guest(environment: &Environment, product: &Path) -> Result<()> {
     }
     let mut archive = base(&environment.unpacked.busybox)?;
     add_tree(&mut archive, &source, "")?;
+    add_modules(&mut archive, &environment.unpacked.guest_modules, GUEST_MODULES)?;
+    write_if_changed(product, &archive.finish())
+}
+
+/// Adds kernel modules and the list that `load-module` reads.
+fn add_modules(archive: &mut Archive, tree: &Path, wanted: &[&str]) -> Result<()> {
     for directory in ["lib", "lib/modules"] {
         archive.directory(directory);
     }
-    let modules = modules::collect(&environment.unpacked.guest_modules, GUEST_MODULES)?;
+    let modules = modules::collect(tree, wanted)?;
     for (name, bytes) in &modules.files {
         archive.file(&format!("lib/modules/{name}.ko"), 0o644, bytes);
     }
     archive.file("lib/modules/order", 0o644, modules.order.as_bytes());
-    write_if_changed(product, &archive.finish())
+    Ok(())
 }
 
 /// Adds a directory's files in the order of their names; scripts keep being executable.
@@ -131,7 +141,10 @@ pub(crate) fn host(environment: &Environment, parts: &HostParts) -> Result<PathB
     forget_old(&directory);
     let mut archive = base(&environment.unpacked.busybox)?;
     archive.file("init", 0o755, HOST_INIT.as_bytes());
+    archive.file("bin/load-module", 0o755, LOAD_MODULE.as_bytes());
     archive.directory("guest");
+    let tree = environment.unpacked.host_root.join("lib/modules").join(&environment.unpacked.host_release);
+    add_modules(&mut archive, &tree.join("kernel"), HOST_MODULES)?;
     for (name, path, mode) in &inputs {
         archive.file(name, *mode, &read(path)?);
     }
@@ -141,7 +154,7 @@ pub(crate) fn host(environment: &Environment, parts: &HostParts) -> Result<PathB
 
 fn fingerprint(environment: &Environment, inputs: &[(&str, &Path, u32)]) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
-    HOST_INIT.hash(&mut hasher);
+    (HOST_INIT, LOAD_MODULE, HOST_MODULES, &environment.unpacked.host_release).hash(&mut hasher);
     let busybox = environment.unpacked.busybox.as_path();
     for (name, path) in inputs.iter().map(|(name, path, _)| (*name, *path)).chain([("busybox", busybox)]) {
         let data = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;

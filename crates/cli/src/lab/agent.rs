@@ -117,7 +117,7 @@ fn start(
         }
     }
     match io {
-        Io::Exec => command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()),
+        Io::Exec => command.stdin(open_port(port::STDIN)?).stdout(Stdio::piped()).stderr(Stdio::piped()),
         Io::Console => {
             let console = open_port(port::CONSOLE)?;
             let output = console.try_clone()?;

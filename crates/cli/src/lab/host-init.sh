@@ -13,6 +13,13 @@ mount -t debugfs debugfs /sys/kernel/debug
 echo 0 >/proc/sys/kernel/kptr_restrict
 ip link set lo up 2>/dev/null
 hostname host
+# Drivers for the devices that are there.
+for modalias in /sys/bus/virtio/devices/*/modalias; do
+    case $(cat "$modalias" 2>/dev/null) in
+    virtio:d00000001*) load-module virtio_net ;;
+    virtio:d00000002*) load-module virtio_blk ;;
+    esac
+done
 [ -e /guest/kernel ] || mkdir -p /guest
 # Ports are found by name, as udev would make them.
 for name in /sys/class/virtio-ports/*/name; do

@@ -80,6 +80,8 @@ pub(crate) struct Machine {
     pub(crate) directory: PathBuf,
     /// The control port.
     pub(crate) control: UnixStream,
+    /// The stdin port, until its end.
+    pub(crate) stdin: Option<UnixStream>,
     /// The stdout port.
     pub(crate) stdout: UnixStream,
     /// The guest's console.
@@ -147,12 +149,14 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
     let (terminal, far_terminal) = pair()?;
     let (control, far_control) = pair()?;
     let (stdout, far_stdout) = pair()?;
+    let (stdin, far_stdin) = pair()?;
     let (console, far_console) = pair()?;
     let ends = [
         (&far_terminal, "terminal", None),
         (&far_control, "control", Some(port::CONTROL)),
         (&far_stdout, "stdout", Some(port::STDOUT)),
         (&far_console, "console", Some(port::CONSOLE)),
+        (&far_stdin, "stdin", Some(port::STDIN)),
     ];
     for (number, (end, id, name)) in ends.iter().enumerate() {
         command.arg("-chardev").arg(format!("socket,id={id},fd={}", end.as_raw_fd()));
@@ -192,13 +196,14 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
         .stderr(errors)
         .spawn()
         .with_context(|| format!("cannot start {} (see `realm doctor`)", config.qemu.display()))?;
-    for socket in [&control, &stdout, &console, &terminal] {
+    for socket in [&control, &stdin, &stdout, &console, &terminal] {
         socket.set_nonblocking(true)?;
     }
     Ok(Machine {
         child,
         directory: directory.to_owned(),
         control,
+        stdin: Some(stdin),
         stdout,
         console,
         terminal,

@@ -17,9 +17,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::args::{LabArgs, MachineArgs, RunArgs};
+use clap::Parser as _;
+use vmm::disk::Format;
+
+use crate::args::{CapabilitiesArgs, Cli, Command, LabArgs, MachineArgs, RunArgs};
 use crate::build::initramfs::{self, HostParts};
 use crate::build::{self, Images};
+use crate::run::{RunOptions, manifest};
 use crate::setup::{self, Environment};
 use crate::ui;
 
@@ -45,10 +49,20 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
     timeline.mark("set-up");
     let images = build::for_run(&environment)?;
     let parts = host_parts(&environment, &images, &args.kernel, &args.initrd, &[]);
+    if args.dry_run || args.manifest.is_some() {
+        let inner = inner_options(args, &parts)?;
+        if args.dry_run {
+            return manifest::dry_run(args, &inner);
+        }
+        if let Some(path) = &args.manifest {
+            manifest::Manifest::new(&crate::run::plan(&inner)?, &inner.realm)?.write(path)?;
+        }
+    }
     let initrd = initramfs::host(&environment, &parts)?;
     timeline.mark("build");
 
-    let config = config(&environment, &images, &args.machine, args.cpus, args.memory, initrd)?;
+    let mut config = config(&environment, &images, &args.machine, args.cpus, args.memory, initrd)?;
+    config.extra.extend(drives(args)?);
     let job = realm_job(&config, args)?;
     if args.exec.is_none() && std::io::stdin().is_terminal() {
         ui::say("starting a Realm; Ctrl-A X or the guest's `poweroff` ends it");
@@ -67,6 +81,19 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
+    Ok(outcome.status)
+}
+
+/// `realm capabilities` where there is no `/dev/kvm-realm`.
+pub(crate) fn capabilities(args: &CapabilitiesArgs) -> Result<u8> {
+    let environment = setup::ensure(args.machine.qemu.as_deref(), false)?;
+    let images = build::for_run(&environment)?;
+    let parts = host_parts(&environment, &images, &None, &None, &[]);
+    let initrd = initramfs::host(&environment, &parts)?;
+    let config = config(&environment, &images, &args.machine, None, None, initrd)?;
+    let command = if args.json { "realm capabilities --json" } else { "realm capabilities" };
+    let job = host_command(&config, command, true, Duration::from_secs(60), patience(&args.machine));
+    let (outcome, _) = execute(&config, &job, &mut Timeline::new())?;
     Ok(outcome.status)
 }
 
@@ -176,6 +203,33 @@ pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Re
     Ok((outcome, directory))
 }
 
+/// What the run on the emulated host will make of `args`, with this machine's files in their places.
+fn inner_options(args: &RunArgs, parts: &HostParts) -> Result<RunOptions> {
+    let cli = Cli::try_parse_from(realm_argv(args)?)?;
+    let Command::Run(inner) = cli.command else { anyhow::bail!("these are no words for `realm run`") };
+    let mut inner = crate::run::options::from_args(&inner)?;
+    inner.kernel = parts.kernel.clone().context("there is no guest kernel")?;
+    inner.initrd = parts.initrd.clone();
+    Ok(inner)
+}
+
+/// QEMU's disks for the guest's: the emulated host sees them raw, in the same order, as /dev/vda and so on.
+fn drives(args: &RunArgs) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    for (index, disk) in args.disks.iter().enumerate() {
+        let path = disk.path.to_str().context("a disk's path is not UTF-8")?.replace(',', ",,");
+        let format = if disk.format == Format::Qcow2 { "qcow2" } else { "raw" };
+        let read_only = if disk.read_only { "on" } else { "off" };
+        words.extend([
+            "-drive".to_owned(),
+            format!("if=none,id=disk{index},file={path},format={format},read-only={read_only},discard=unmap"),
+            "-device".to_owned(),
+            format!("virtio-blk-pci,drive=disk{index}"),
+        ]);
+    }
+    Ok(words)
+}
+
 /// The words of `realm run` on the host, for a `realm run` here.
 fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
     let mut argv: Vec<String> = ["/realm", "run"].map(str::to_owned).to_vec();
@@ -190,6 +244,30 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
     add("--cmdline", Some(words.collect::<Vec<_>>().join(" ")).filter(|words| !words.is_empty()));
     add("--memory", Some(args.memory.unwrap_or(GUEST_MEMORY).to_string()));
     add("--cpus", Some(args.cpus.unwrap_or(1).to_string()));
+    let realm = &args.realm;
+    add("--hash", realm.hash.clone());
+    add(
+        "--personalization",
+        realm.personalization.map(|value| format!("hex:{}", crate::run::options::to_hex(&value.0))),
+    );
+    for (flag, value) in [
+        ("--sve", realm.sve),
+        ("--pmu", realm.pmu),
+        ("--breakpoints", realm.breakpoints),
+        ("--watchpoints", realm.watchpoints),
+        ("--ipa-bits", realm.ipa_bits),
+    ] {
+        add(flag, value.map(|number| number.to_string()));
+    }
+    anyhow::ensure!(
+        args.nets.is_empty(),
+        "the emulated host's interfaces are its own: use --net with `realm run` in `realm lab`"
+    );
+    anyhow::ensure!(args.disks.len() <= 16, "the emulated machine takes 16 disks at most");
+    for (letter, disk) in ('a'..).zip(&args.disks) {
+        let read_only = if disk.read_only { ",ro" } else { "" };
+        add("--disk", Some(format!("/dev/vd{letter}{read_only}")));
+    }
     if args.exec.is_some() {
         add("--console-log", Some(format!("/dev/virtio-ports/{}", port::CONSOLE)));
     }

@@ -11,6 +11,8 @@ pub(crate) mod port {
     pub(crate) const CONSOLE: &str = "org.kvm-realm.console";
     /// Requests and events.
     pub(crate) const CONTROL: &str = "org.kvm-realm.control";
+    /// What a command reads, raw.
+    pub(crate) const STDIN: &str = "org.kvm-realm.stdin";
     /// What a command prints, raw.
     pub(crate) const STDOUT: &str = "org.kvm-realm.stdout";
 }
@@ -40,7 +42,7 @@ pub(crate) enum Request {
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Io {
-    /// Standard input is empty, standard output goes to the stdout port, standard error to the log.
+    /// Standard input is the stdin port, standard output goes to the stdout port, standard error to the log.
     Exec,
     /// Standard input and output are the console port, standard error goes to the log.
     Console,

@@ -113,15 +113,21 @@ impl Session<'_> {
         let mut el3 = Follow::new(self.machine.directory.join(log::EL3));
         let escape_kind =
             if self.job.io == Io::Terminal { EscapeKind::CtrlBracket } else { EscapeKind::CtrlA };
-        let mut escape = Escape::new(escape_kind);
+        let escape = Escape::new(escape_kind);
         let interactive = matches!(self.job.io, Io::Console | Io::Terminal);
-        let mut stdin_open = interactive;
+        let forwards = self.job.io == Io::Exec && !self.job.capture;
+        let mut stdin_open = interactive || forwards;
+        let mut escape = if forwards { None } else { Some(escape) };
         loop {
             let ready = self.poll(stdin_open && self.raw_or_piped());
             if ready.stdin {
-                stdin_open = self.read_stdin(&mut escape)?;
+                stdin_open = self.read_stdin(escape.as_mut())?;
             }
             self.flush_input();
+            if !stdin_open && self.input.is_empty() {
+                // The program sees the end of its input.
+                self.machine.stdin = None;
+            }
             self.read_stdout()?;
             self.read_console()?;
             self.read_terminal()?;
@@ -304,12 +310,12 @@ impl Session<'_> {
             Event::Note { value } => self.outcome.notes.push(value),
             Event::Log { text } => {
                 let _ = writeln!(self.programs, "{text}");
-                // A program that was asked for on the host speaks to the user; the run's own inner half speaks
-                // through events, and its log is for -v and for reports.
+                // A program that was asked for on the host speaks to the user.
                 if !self.job.events && !self.job.capture {
                     ui::line("host", &text);
-                } else if self.job.verbose {
-                    ui::line("guest", &text);
+                } else if !self.job.capture && !text.starts_with("realm: error") {
+                    // What the command in the guest says; failures of the run come as events.
+                    eprintln!("{text}");
                 }
             }
             Event::Error { layer, error } => {
@@ -381,7 +387,7 @@ impl Session<'_> {
         self.raw.is_some() || !std::io::stdin().is_terminal()
     }
 
-    fn read_stdin(&mut self, escape: &mut Escape) -> Result<bool> {
+    fn read_stdin(&mut self, escape: Option<&mut Escape>) -> Result<bool> {
         // Keys that nobody takes stay with the terminal.
         if self.input.len() > 64 * 1024 {
             return Ok(true);
@@ -399,7 +405,8 @@ impl Session<'_> {
         if count == 0 {
             return Ok(false);
         }
-        let (passed, quit) = escape.filter(&buffer[..count]);
+        let typed = &buffer[..count];
+        let (passed, quit) = escape.map_or_else(|| (typed.to_vec(), false), |escape| escape.filter(typed));
         self.input.extend(passed);
         self.quit |= quit;
         Ok(true)
@@ -409,22 +416,33 @@ impl Session<'_> {
         if self.input.is_empty() {
             return;
         }
-        let mut target =
-            if self.job.io == Io::Terminal { &self.machine.terminal } else { &self.machine.console };
-        if let Ok(count) = target.write(&self.input) {
-            self.input.drain(..count);
+        let Some(mut target) = self.input_socket() else { return self.input.clear() };
+        match target.write(&self.input) {
+            Ok(count) => drop(self.input.drain(..count)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            // Whoever read it is gone.
+            Err(_) => self.input.clear(),
+        }
+    }
+
+    /// Where the user's input goes.
+    fn input_socket(&self) -> Option<&UnixStream> {
+        match self.job.io {
+            Io::Exec => self.machine.stdin.as_ref(),
+            Io::Terminal => Some(&self.machine.terminal),
+            Io::Console | Io::Uart => Some(&self.machine.console),
         }
     }
 
     fn poll(&self, stdin: bool) -> Ready {
         let descriptor = |fd, events| libc::pollfd { fd, events, revents: 0 };
-        let input = if self.job.io == Io::Terminal { &self.machine.terminal } else { &self.machine.console };
+        let input = self.input_socket().filter(|_| !self.input.is_empty());
         let mut set = [
             descriptor(self.machine.control.as_raw_fd(), libc::POLLIN),
             descriptor(self.machine.stdout.as_raw_fd(), libc::POLLIN),
             descriptor(self.machine.console.as_raw_fd(), libc::POLLIN),
             descriptor(self.machine.terminal.as_raw_fd(), libc::POLLIN),
-            descriptor(if self.input.is_empty() { -1 } else { input.as_raw_fd() }, libc::POLLOUT),
+            descriptor(input.map_or(-1, |socket| socket.as_raw_fd()), libc::POLLOUT),
             descriptor(if stdin { 0 } else { -1 }, libc::POLLIN),
         ];
         // SAFETY: an array of pollfd with its length.

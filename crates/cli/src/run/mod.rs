@@ -1,7 +1,11 @@
 //! `realm run` where `/dev/kvm-realm` is: builds a Realm from a kernel and an initramfs, runs it, and hands
 //! its console, or the output and the status of one command, to the caller.
 
+pub(crate) mod disks;
 mod events;
+pub(crate) mod manifest;
+pub(crate) mod nets;
+pub(crate) mod options;
 mod session;
 
 use std::os::fd::RawFd;
@@ -10,10 +14,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use vmm::fdt::Conduit;
 use vmm::image::Image;
-use vmm::machine::{Kind, Machine, Stage};
-use vmm::plan::Plan;
+use vmm::machine::{Kind, Machine, RealmOptions, Stage};
+use vmm::plan::{Plan, Shape};
 
+use disks::DiskArg;
 use events::Events;
+use manifest::Manifest;
+use nets::NetArg;
 
 /// What to run and where its output goes. Plain data: the command line's parser fills it in.
 #[derive(Debug, Clone)]
@@ -38,8 +45,18 @@ pub(crate) struct RunOptions {
     pub(crate) console_log: Option<PathBuf>,
     /// Show the guest's console on stderr when a command is executed.
     pub(crate) verbose: bool,
-    /// Run an ordinary virtual machine instead of a Realm; for tests of everything around it.
+    /// Run an ordinary virtual machine instead of a Realm.
     pub(crate) plain: bool,
+    /// Disks, in their order.
+    pub(crate) disks: Vec<DiskArg>,
+    /// Network cards, in their order.
+    pub(crate) nets: Vec<NetArg>,
+    /// What the Realm is created with.
+    pub(crate) realm: RealmOptions,
+    /// Width of guest physical addresses.
+    pub(crate) ipa_bits: Option<u32>,
+    /// Where the launch manifest goes.
+    pub(crate) manifest: Option<PathBuf>,
 }
 
 impl Default for RunOptions {
@@ -56,6 +73,11 @@ impl Default for RunOptions {
             console_log: None,
             verbose: false,
             plain: false,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            realm: RealmOptions::default(),
+            ipa_bits: None,
+            manifest: None,
         }
     }
 }
@@ -83,16 +105,13 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
             vmm::control::MAX_COMMAND
         );
     }
-    let kernel = Image::parse(read(&opts.kernel)?)?;
-    let initrd = opts.initrd.as_deref().map(read).transpose()?;
-    let conduit = if opts.plain { Conduit::Hvc } else { Conduit::Smc };
-    let ram_size = opts.memory_mib.checked_mul(1 << 20).context("so much memory cannot be addressed")?;
-    let plan = Plan::new(ram_size, opts.cpus, kernel, initrd, &cmdline(opts), conduit)?;
-    let kind = if opts.plain {
-        Kind::Plain
-    } else {
-        Kind::Realm { hash: cca_abi::kvm::rme::HASH_SHA256, personalization: [0; 64] }
-    };
+    let mut devices = disks::open(&opts.disks)?;
+    devices.extend(nets::open(&opts.nets)?);
+    let plan = plan(opts)?;
+    if let Some(path) = &opts.manifest {
+        Manifest::new(&plan, &opts.realm)?.write(path)?;
+    }
+    let kind = if opts.plain { Kind::Plain } else { Kind::Realm(opts.realm) };
     let machine = Machine::new(&opts.device, kind, &plan, &|stage| {
         events.stage(match stage {
             Stage::Created => "realm-created",
@@ -101,7 +120,22 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
         });
     })?;
     drop(plan);
-    session::run(opts, machine, Vec::new(), events)
+    session::run(opts, machine, devices, events)
+}
+
+/// What is in the guest's memory at the start.
+pub(crate) fn plan(opts: &RunOptions) -> anyhow::Result<Plan> {
+    opts.realm.check()?;
+    let kernel = Image::parse(read(&opts.kernel)?)?;
+    let initrd = opts.initrd.as_deref().map(read).transpose()?;
+    let shape = Shape {
+        ram_size: opts.memory_mib.checked_mul(1 << 20).context("so much memory cannot be addressed")?,
+        cpus: opts.cpus,
+        ipa_bits: opts.ipa_bits,
+        pmu: opts.realm.pmu_counters.is_some(),
+        conduit: if opts.plain { Conduit::Hvc } else { Conduit::Smc },
+    };
+    Ok(Plan::new(shape, kernel, initrd, &cmdline(opts))?)
 }
 
 /// The guest's command line: the console, and no more talk than somebody will read.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::testing::{Driver, Part, RAM};
-use super::{Device, block::Block, console, rng::Rng};
+use super::{Device, block::Block, console, net::Net, rng::Rng};
 use crate::disk::{Disk, Format};
 use crate::layout::RAM_BASE;
 use crate::mailbox::mailbox;
@@ -115,6 +115,32 @@ fn two_writers_of_one_disk_are_refused() {
     let _first = Disk::open(&file.0, Format::Raw, false).unwrap();
     assert!(Disk::open(&file.0, Format::Raw, false).is_err());
     assert!(Disk::open(&file.0, Format::Raw, true).is_err());
+}
+
+#[test]
+fn a_qcow2_image_keeps_what_was_written() {
+    let file = Scratch::new("disk.qcow2", &[]);
+    crate::disk::create_qcow2(&file.0, 8 << 20).unwrap();
+    assert_eq!(Format::of(&file.0), Format::Raw, "the scratch file's name says nothing");
+    let open = |read_only| Box::new(Block::new(Disk::open(&file.0, Format::Qcow2, read_only).unwrap(), 0));
+    let data: Vec<u8> = (0..200_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let data = &data[..199_680];
+    let mut driver = Driver::new(open(false));
+    driver.start(ALL);
+    assert_eq!(u64::from_le_bytes(driver.get(0x2000)), (8 << 20) / 512);
+    assert_eq!(request(&mut driver, 1, 1001, data, 0).0, 0);
+    let mut range = 1001u64.to_le_bytes().to_vec();
+    range.extend(1u32.to_le_bytes());
+    range.extend([0; 4]);
+    assert_eq!(request(&mut driver, 11, 0, &range, 0).0, 0);
+    assert_eq!(request(&mut driver, 13, 0, &range, 0).0, 0);
+    assert_eq!(request(&mut driver, 4, 0, &[], 0).0, 0);
+    drop(driver);
+    let mut driver = Driver::new(open(true));
+    driver.start(ALL);
+    let expected = [vec![0; 512], data[512..].to_vec()].concat();
+    assert_eq!(request(&mut driver, 0, 1001, &[], data.len()), (0, expected));
+    assert_eq!(request(&mut driver, 1, 1001, &data[..512], 0).0, 1);
 }
 
 #[test]
@@ -231,10 +257,49 @@ fn a_console_introduces_its_ports_and_carries_their_bytes() {
     assert!(driver.reports.lock().unwrap().is_empty());
 }
 
+#[test]
+fn frames_go_both_ways() {
+    use std::io::{Read as _, Write as _};
+    let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+    let link = crate::link::Link::stream(near).unwrap();
+    let mut driver = Driver::new(Box::new(Net::new(link, [2, 0, 0, 0, 0, 1], 0)));
+    driver.start(ALL);
+    assert_eq!(driver.get::<8>(0x2000), [2, 0, 0, 0, 0, 1, 1, 0]);
+    let frame: Vec<u8> = (0..60).collect();
+    driver.give(1, &[Part::Read(&[0; 12]), Part::Read(&frame)]);
+    driver.take(1).unwrap();
+    let mut sent = [0; 64];
+    far.read_exact(&mut sent).unwrap();
+    assert_eq!(sent[4..], frame[..]);
+    // A frame that comes before there is a buffer waits for one.
+    for _ in 0..2 {
+        far.write_all(&60u32.to_be_bytes()).unwrap();
+        far.write_all(&frame).unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    for _ in 0..2 {
+        let at = driver.give(0, &[Part::Write(1526)]);
+        assert_eq!(driver.take(0), Some(72));
+        assert_eq!(driver.bytes(at[0] + 12, 60), frame);
+    }
+    // One that does not fit is lost; the next one comes.
+    far.write_all(&60u32.to_be_bytes()).unwrap();
+    far.write_all(&frame).unwrap();
+    driver.give(0, &[Part::Write(50)]);
+    assert_eq!(driver.take(0), Some(0));
+    driver.give(1, &[Part::Read(&[0; 5])]);
+    assert_eq!(driver.take(1), None);
+    assert!(driver.reports.lock().unwrap()[0].contains("too short"));
+}
+
 fn any_device(kind: u8) -> (Option<Scratch>, Box<dyn Device>) {
     match kind {
         0 => (None, Box::new(Rng)),
         1 => (None, terminal().0),
+        2 => {
+            let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+            (None, Box::new(Net::new(crate::link::Link::stream(near).unwrap(), [2; 6], 0)))
+        }
         _ => {
             let (file, device) = raw_disk(64);
             (Some(file), device)
@@ -249,7 +314,7 @@ proptest! {
     /// that one back.
     #[test]
     fn no_guest_can_break_a_device(
-        kind in 0..3u8,
+        kind in 0..4u8,
         features in any::<u64>(),
         steps in proptest::collection::vec((any::<u8>(), any::<u64>(), any::<u64>(), any::<u16>()), 1..40),
     ) {
