@@ -149,7 +149,7 @@ impl Console {
     fn deliver_messages(&mut self, active: &mut Active) -> Served {
         let mut delivered = false;
         while !self.messages.is_empty() {
-            let Some(chain) = active.next(CONTROL_RECEIVE)? else { break };
+            let Some(chain) = active.next_or_rearm(CONTROL_RECEIVE)? else { break };
             let Some(message) = self.messages.pop_front() else { break };
             let memory = active.memory.clone();
             let mut buffer = writer(&memory, &chain)?;
@@ -165,7 +165,7 @@ impl Console {
         let wired = &mut self.ports[port];
         let mut delivered = false;
         while wired.open && !wired.pending.is_empty() {
-            let Some(chain) = active.next(queue)? else { break };
+            let Some(chain) = active.next_or_rearm(queue)? else { break };
             let memory = active.memory.clone();
             let mut buffer = writer(&memory, &chain)?;
             let len = buffer.available_bytes().min(wired.pending.len()).min(PIECE);

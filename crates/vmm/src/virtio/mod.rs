@@ -121,9 +121,21 @@ impl Active {
         Ok(queue.iter(memory)?.next())
     }
 
-    /// Whether a queue holds a chain.
+    /// As [`Active::next`]; where there is none, the driver notifies us about the next one.
+    pub fn next_or_rearm(&mut self, index: usize) -> Served<Option<Chain>> {
+        loop {
+            if let Some(chain) = self.next(index)? {
+                return Ok(Some(chain));
+            }
+            if !self.rearm(index)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Whether a queue holds a chain; where it does not, the driver notifies us about the next one.
     pub fn has_next(&mut self, index: usize) -> Served<bool> {
-        let Some(chain) = self.next(index)? else { return Ok(false) };
+        let Some(chain) = self.next_or_rearm(index)? else { return Ok(false) };
         drop(chain);
         if let Some(queue) = self.get(index) {
             queue.go_to_previous_position();

@@ -43,8 +43,7 @@ impl Net {
     fn receive(&mut self, active: &mut Active) -> Served {
         let mut received = false;
         for _ in 0..BURST {
-            let room = active.has_next(RECEIVE)? || (active.rearm(RECEIVE)? && active.has_next(RECEIVE)?);
-            if !room {
+            if !active.has_next(RECEIVE)? {
                 self.starved = true;
                 break;
             }

@@ -21,6 +21,7 @@ pub(super) struct Driver {
     pub(super) view: GuestView,
     pub(super) reports: Arc<Mutex<Vec<String>>>,
     queues: Vec<Ring>,
+    event_idx: bool,
     next_buffer: u64,
 }
 
@@ -53,7 +54,7 @@ impl Driver {
             Arc::new(move |text| sink.lock().unwrap().push(text.to_owned())),
         )
         .unwrap();
-        Self { device, view, reports, queues: Vec::new(), next_buffer: RAM_BASE + 0x8_0000 }
+        Self { device, view, reports, queues: Vec::new(), event_idx: false, next_buffer: RAM_BASE + 0x8_0000 }
     }
 
     pub(super) fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
@@ -85,6 +86,7 @@ impl Driver {
             self.put(8, &half.to_le_bytes());
             self.put(12, &u32::try_from(accepted >> (32 * half) & 0xffff_ffff).unwrap().to_le_bytes());
         }
+        self.event_idx = accepted >> 29 & 1 != 0;
         self.put(20, &[11]);
         assert_eq!(self.status(), 11, "the features were not accepted");
         let count = u16::from_le_bytes(self.get(18));
@@ -153,7 +155,12 @@ impl Driver {
         self.view.write_slice(&first.to_le_bytes(), GuestAddress(avail + 4 + 2 * place)).unwrap();
         self.view.write_slice(&index.wrapping_add(1).to_le_bytes(), GuestAddress(avail + 2)).unwrap();
         ring.next = (first + count) % ring.size;
-        self.kick(queue);
+        // A driver notifies when the device has asked for it, and not otherwise.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let wanted = u16::from_le_bytes(read(&self.view, ring.base + 0x3000 + 4 + 8 * u64::from(ring.size)));
+        if wanted == index || !self.event_idx {
+            self.kick(queue);
+        }
     }
 
     pub(super) fn kick(&self, queue: usize) {

@@ -121,7 +121,6 @@ fn two_writers_of_one_disk_are_refused() {
 fn a_qcow2_image_keeps_what_was_written() {
     let file = Scratch::new("disk.qcow2", &[]);
     crate::disk::create_qcow2(&file.0, 8 << 20).unwrap();
-    assert_eq!(Format::of(&file.0), Format::Raw, "the scratch file's name says nothing");
     let open = |read_only| Box::new(Block::new(Disk::open(&file.0, Format::Qcow2, read_only).unwrap(), 0));
     let data: Vec<u8> = (0..200_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
     let data = &data[..199_680];
@@ -255,6 +254,34 @@ fn a_console_introduces_its_ports_and_carries_their_bytes() {
     keyboard.send(console::Input::Size(50, 132));
     assert_eq!(hear(&mut driver), [message(0, 5, 0), vec![132, 0, 50, 0]].concat());
     assert!(driver.reports.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_long_input() {
+    let (sender, input) = mailbox().unwrap();
+    drop(sender);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let port = |source| console::Port { name: "", sink: Box::new(|_: &[u8]| Vec::new()), source };
+    let ports = vec![port(None), port(Some(reader.into()))];
+    let mut driver = Driver::new(Box::new(console::Console::new(ports, input, None)));
+    driver.start(ALL);
+    driver.give(3, &[Part::Read(&message(1, 6, 1))]);
+    driver.take(3).unwrap();
+    let sent: Vec<u8> = (0..20_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let all = sent.clone();
+    let thread = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &all));
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        let at = driver.give(4, &[Part::Write(700)]);
+        let len = driver.take(4).expect("more input");
+        got.extend(driver.bytes(at[0], len));
+    }
+    assert_eq!(got, sent);
+    thread.join().unwrap().unwrap();
+    // The end of it comes as a message.
+    let at = driver.give(2, &[Part::Write(64)]);
+    let len = driver.take(2).expect("a message");
+    assert_eq!(driver.bytes(at[0], len), message(1, 6, 0));
 }
 
 #[test]
