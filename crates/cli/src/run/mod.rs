@@ -147,6 +147,10 @@ fn cmdline(opts: &RunOptions) -> String {
         (false, Some(_)) => words.push_str(" quiet"),
         (false, None) => words.push_str(" loglevel=6"),
     }
+    // Linux sizes its bounce buffers after the memory (512 KiB here), and a disk's longest request finds no room in that.
+    if !opts.disks.is_empty() || !opts.nets.is_empty() {
+        words.push_str(" swiotlb=8192");
+    }
     if let Some(more) = &opts.cmdline {
         words.push(' ');
         words.push_str(more);
