@@ -52,8 +52,8 @@ const TESTS: &[Test] = &[
     quick("monitor-keeps-order-among-cpus", monitor_schedules),
     quick("images-cannot-panic", crate::audit::panics),
     quick("stacks-are-bounded", crate::audit::stacks),
-    emulated("payload-on-1-cpu", |environment| payload(environment, 1, 1)),
-    emulated("payload-on-4-cpus-and-64-gib", |environment| payload(environment, 4, 64)),
+    emulated("payload-on-1-cpu-by-interface-0.x", |environment| payload(environment, 1, 1, OLD_INTERFACE)),
+    emulated("payload-on-4-cpus-and-64-gib", |environment| payload(environment, 4, 64, MachineArgs::default)),
     emulated("payload-on-the-newest-qemu", newest_qemu),
     emulated("costs-stay-within-their-limits", crate::bench::check),
     emulated("host-boots-on-1-cpu", |environment| host_boots(environment, 1)),
@@ -177,9 +177,16 @@ pub(crate) fn run_payload(environment: &Environment, machine: &MachineArgs) -> R
     Ok(lines.join("\n"))
 }
 
-fn payload(environment: &Environment, cpus: u32, gib: u64) -> Result<()> {
+/// The other family of the RMM-EL3 interface, and the RMM at another address. (Runs that count have the usual ones.)
+const OLD_INTERFACE: fn() -> MachineArgs = || MachineArgs {
+    rmm_el3: Some("0.x".to_owned()),
+    qemu_args: ["-fw_cfg", "name=opt/kvm-realm/rmm-address,string=0x40130000"].map(str::to_owned).to_vec(),
+    ..MachineArgs::default()
+};
+
+fn payload(environment: &Environment, cpus: u32, gib: u64, machine: fn() -> MachineArgs) -> Result<()> {
     let memory = Some(gib * 1024);
-    let machine = MachineArgs { host_cpus: Some(cpus), host_memory: memory, ..MachineArgs::default() };
+    let machine = MachineArgs { host_cpus: Some(cpus), host_memory: memory, ..machine() };
     let text = run_payload(environment, &machine)?;
     ensure!(text.contains(&format!("done, {cpus} CPUs")), "not all CPUs took part:\n{text}");
     ensure!(text.contains(&format!(", {gib} GiB")), "not all memory was there:\n{text}");
@@ -194,7 +201,7 @@ fn newest_qemu(environment: &Environment) -> Result<()> {
     };
     println!("  on {line}");
     let environment = Environment { qemu, ..environment.clone() };
-    payload(&environment, 2, 1)
+    payload(&environment, 2, 1, MachineArgs::default)
 }
 
 /// The factor for time limits. They only end what hangs, and a test must not fail because a machine is slow.
