@@ -301,6 +301,14 @@ impl Apt {
         Ok(parse_packages(&String::from_utf8_lossy(&found.stdout)))
     }
 
+    /// The packages of these names that apt would choose; those that the archive lacks are left out.
+    pub(crate) fn choose_all(&self, names: &[String]) -> Result<Vec<Package>> {
+        // One question for all: each reads the lists anew. The status only says that some were not found.
+        let found =
+            command::collect(self.command("apt-cache").args(["--no-all-versions", "show"]).args(names))?;
+        Ok(parse_packages(&String::from_utf8_lossy(&found.stdout)))
+    }
+
     /// The package of that name that apt would choose.
     pub(crate) fn choose(&self, name: &str) -> Result<Package> {
         self.show(name)?

@@ -56,15 +56,19 @@ fn closure(apt: &Apt, first: Package) -> Result<Vec<Package>> {
     };
     let mut seen = BTreeSet::from([first.name.clone()]);
     let mut packages = vec![first];
-    let mut next = 0;
-    while let Some(package) = packages.get(next) {
-        next += 1;
-        let names: Vec<String> = package.depends.iter().filter(|name| needed(name)).cloned().collect();
-        for name in names {
-            // An alternative that no suite has is somebody else's name for the one before.
-            if seen.insert(name.clone()) {
-                packages.extend(apt.show(&name)?.into_iter().next());
-            }
+    let mut asked = 0;
+    while asked < packages.len() {
+        let names: BTreeSet<&String> = packages[asked..]
+            .iter()
+            .flat_map(|package| &package.depends)
+            .filter(|name| needed(name) && !seen.contains(*name))
+            .collect();
+        let names: Vec<String> = names.into_iter().cloned().collect();
+        asked = packages.len();
+        if !names.is_empty() {
+            // Of alternatives, some are names that no package has.
+            packages.extend(apt.choose_all(&names)?);
+            seen.extend(names);
         }
     }
     Ok(packages)
