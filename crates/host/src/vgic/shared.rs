@@ -80,7 +80,7 @@ impl<R: RawMutex> Table<R> {
 /// The shared interrupts that one vCPU has to look at. A bit is set and cleared under the interrupt's lock; only its
 /// vCPU clears.
 pub(super) struct Attention {
-    groups: Vec<Box<Marks>>,
+    groups: Vec<Marks>,
 }
 
 struct Marks {
@@ -90,8 +90,7 @@ struct Marks {
 
 impl Attention {
     pub(super) fn new(end: usize) -> Attention {
-        let marks =
-            || Box::new(Marks { overview: AtomicU64::new(0), words: [const { AtomicU64::new(0) }; 64] });
+        let marks = || Marks { overview: AtomicU64::new(0), words: [const { AtomicU64::new(0) }; 64] };
         Attention { groups: (0..end.div_ceil(GROUP)).map(|_| marks()).collect() }
     }
 
