@@ -391,8 +391,8 @@ fn random_orders_agree_with_a_model() {
     let rounds = std::env::var("KVM_REALM_ITS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(40u64);
     for seed in 1..=rounds {
         let mut bench = Bench::new(3);
-        let mut model = Model::default();
-        model.collections = (0..3).map(|n| (n as u64, n)).collect();
+        let collections = (0..3).map(|n| (n as u64, n)).collect();
+        let mut model = Model { collections, ..Model::default() };
         let mut random = Random(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed));
         let mut used = BTreeSet::new();
         for _ in 0..400 {
