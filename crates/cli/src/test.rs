@@ -66,7 +66,7 @@ const TESTS: &[Test] = &[
     emulated("killed-vmm-leaves-nothing", killed_vmm),
     emulated("host-cannot-read-a-private-page", private_page),
     emulated("module-unloads-and-loads-again", unload),
-    Test { name: "devices-work-and-the-measurement-is-predicted", emulated: true, long: true, run: devices },
+    emulated("devices-work-and-the-measurement-is-predicted", devices),
     Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide },
 ];
 
