@@ -465,17 +465,21 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          if dd if=/dev/zero of=/dev/vdc bs=512 count=1 2>/dev/null; then echo written; fi\n\
          ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up\n\
          ping -c 2 -s 1000 10.9.0.1 >/dev/null && echo pong\n\
+         echo vectors of $(cat /proc/sys/abi/sve_default_vector_length)\n\
+         dmesg | grep -q 'armv8_pmuv3 PMU driver, 5 ' && echo counters\n\
+         dmesg | grep -o 'found 2 breakpoint and 2 watchpoint'\n\
          load-module virtio-rng; echo $(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c) random bytes\n\
          realm report --nonce text:nonce --out /tmp/token; echo token $(base64 </tmp/token | tr -d '\\n')\n\
          exit 9";
     let script = format!(
         "load-module tun || exit 1\n\
+         realm capabilities | grep -q 'ITS.*yes' || {{ realm capabilities; exit 1; }}\n\
          dd if=/dev/urandom of=/tmp/raw.img bs=64k count=8 2>/dev/null\n\
          dd if=/dev/zero of=/tmp/ro.img bs=64k count=1 2>/dev/null\n\
          before=$(md5sum </tmp/raw.img)\n\
          (until ip link set tap0 up 2>/dev/null; do sleep 0.3; done; ip addr add 10.9.0.1/24 dev tap0) &\n\
          echo typed | realm run --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 \\\n\
-         \t--hash sha512 --personalization text:devices --manifest /tmp/manifest.json \\\n\
+         \t--hash sha512 --personalization text:devices --sve 256 --pmu 4 --breakpoints 2 --watchpoints 2 --manifest /tmp/manifest.json \\\n\
          \t--exec '{}' >/tmp/out 2>/tmp/errors\n\
          echo status $?\n\
          grep -v ^token /tmp/out | sed \"s/$before/same disk/\"; cat /tmp/errors\n\
@@ -489,7 +493,8 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
     );
     let machine = MachineArgs { host_cpus: Some(1), ..MachineArgs::default() };
     let (outcome, text) = on_machine(environment, &machine, &[image], true, &script, 300)?;
-    let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\n32 random bytes\nerrors\n\
+    let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\nvectors of 32\n\
+                    counters\nfound 2 breakpoint and 2 watchpoint\n32 random bytes\nerrors\n\
                     written from inside\npredicted 128 digits\n";
     let text = text.replace("same disk  -", "same disk");
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);

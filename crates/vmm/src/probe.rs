@@ -75,6 +75,10 @@ pub fn probe(device: &Path) -> Result<Capabilities> {
         watchpoints: count(20),
         pointer_authentication: positive(cap::ARM_PTRAUTH_ADDRESS) > 0,
         eventfds: positive(cap::IRQFD) > 0 && positive(cap::IOEVENTFD) > 0,
-        its: vm.create_device(device_type::ARM_VGIC_ITS).is_ok(),
+        // An ITS stands in front of a GICv3.
+        its: vm
+            .create_device(device_type::ARM_VGIC_V3)
+            .and_then(|_gic| vm.create_device(device_type::ARM_VGIC_ITS))
+            .is_ok(),
     })
 }
