@@ -1,0 +1,72 @@
+//! The devices of a Realm, all in one guest.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+
+use super::on_machine;
+use crate::args::MachineArgs;
+use crate::setup::Environment;
+
+/// One guest with two disks, a network, entropy and all streams of a command; its token's measurement is the one that its
+/// launch manifest predicts. The raw disk is checked from outside.
+pub(super) fn devices(environment: &Environment) -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("realm-devices-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    let image = directory.join("test.qcow2");
+    vmm::disk::create_qcow2(&image, 16 << 20)?;
+    let result = run_devices(environment, image);
+    let _ = std::fs::remove_dir_all(&directory);
+    result
+}
+
+fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
+    let guest = "set -e\n\
+         echo \"input: $(cat)\"\n\
+         echo errors >&2\n\
+         dd if=/dev/vda bs=4k 2>/dev/null | md5sum\n\
+         dd if=/dev/vda of=/dev/vda bs=64k count=4 seek=4 2>/dev/null\n\
+         sync\n\
+         mke2fs -F /dev/vdb >/dev/null 2>&1; mkdir -p /mnt; mount -t ext4 /dev/vdb /mnt\n\
+         dd if=/dev/urandom of=/mnt/f bs=64k count=20 2>/dev/null; before=$(md5sum </mnt/f)\n\
+         umount /mnt; mount -t ext4 -o ro /dev/vdb /mnt\n\
+         [ \"$before\" = \"$(md5sum </mnt/f)\" ] && echo same file\n\
+         dd if=/dev/vdc of=/dev/null bs=512 count=1 2>/dev/null\n\
+         if dd if=/dev/zero of=/dev/vdc bs=512 count=1 2>/dev/null; then echo written; fi\n\
+         ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up\n\
+         ping -c 2 -s 1000 10.9.0.1 >/dev/null && echo pong\n\
+         echo vectors of $(cat /proc/sys/abi/sve_default_vector_length)\n\
+         dmesg | grep -q 'armv8_pmuv3 PMU driver, 5 ' && echo counters\n\
+         dmesg | grep -o 'found 2 breakpoint and 2 watchpoint'\n\
+         load-module virtio-rng; echo $(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c) random bytes\n\
+         realm report --nonce text:nonce --out /tmp/token; echo token $(base64 </tmp/token | tr -d '\\n')\n\
+         exit 9";
+    let script = format!(
+        "load-module tun || exit 1\n\
+         realm capabilities | grep -q 'ITS.*yes' || {{ realm capabilities; exit 1; }}\n\
+         dd if=/dev/urandom of=/tmp/raw.img bs=64k count=8 2>/dev/null\n\
+         dd if=/dev/zero of=/tmp/ro.img bs=64k count=1 2>/dev/null\n\
+         before=$(md5sum </tmp/raw.img)\n\
+         (until ip link set tap0 up 2>/dev/null; do sleep 0.3; done; ip addr add 10.9.0.1/24 dev tap0) &\n\
+         echo typed | realm run --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 \\\n\
+         \t--hash sha512 --personalization text:devices --sve 256 --pmu 4 --breakpoints 2 --watchpoints 2 --manifest /tmp/manifest.json \\\n\
+         \t--exec '{}' >/tmp/out 2>/tmp/errors\n\
+         echo status $?\n\
+         grep -v ^token /tmp/out | sed \"s/$before/same disk/\"; cat /tmp/errors\n\
+         half='bs=64k count=4'\n\
+         [ \"$(dd if=/tmp/raw.img $half 2>/dev/null | md5sum)\" = \\\n\
+         \t\"$(dd if=/tmp/raw.img $half skip=4 2>/dev/null | md5sum)\" ] && echo written from inside\n\
+         rim=$(realm measure /tmp/manifest.json)\n\
+         sed -n 's/^token //p' /tmp/out | base64 -d | hexdump -ve '1/1 \"%02x\"' >/tmp/token\n\
+         grep -q \"$rim\" /tmp/token && echo predicted ${{#rim}} digits\n",
+        guest.replace('\'', "'\\''")
+    );
+    let machine = MachineArgs { host_cpus: Some(1), ..MachineArgs::default() };
+    let (outcome, text) = on_machine(environment, &machine, &[image], true, &script, 300)?;
+    let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\nvectors of 32\n\
+                    counters\nfound 2 breakpoint and 2 watchpoint\n32 random bytes\nerrors\n\
+                    written from inside\npredicted 128 digits\n";
+    let text = text.replace("same disk  -", "same disk");
+    ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
+    Ok(())
+}

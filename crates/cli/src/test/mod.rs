@@ -1,0 +1,212 @@
+//! `realm test`: everything that is checked, from formatting to Realms on the emulated machine.
+//!
+//! Every test has a name and is independent: it builds what it needs (which costs nothing the second time), boots a
+//! machine of its own, and reports with the layer and the console that matter.
+//!
+//! | module | question it answers |
+//! |---|---|
+//! | [`code`] | is the source in order, and do its unit tests pass? |
+//! | [`firmware`] | do monitor and RMM keep their promises, without and with a host kernel? |
+//! | [`realms`] | do Realms live and end as they should? |
+//! | [`devices`] | do their devices work? |
+//! | [`guide`] | does docs/guide.md say the truth? |
+
+mod code;
+mod devices;
+mod firmware;
+mod guide;
+mod realms;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::args::{MachineArgs, RunArgs, TestArgs};
+use crate::build::{self, initramfs};
+use crate::lab::session::{Job, Outcome};
+use crate::lab::stages::Timeline;
+use crate::lab::{self, machine};
+use crate::setup::{self, Environment};
+use crate::{command, ui};
+
+pub(crate) use firmware::run_payload;
+
+/// The module's counters.
+pub(crate) const COUNTERS: &str = "/sys/kernel/debug/kvm-realm";
+
+/// One test.
+struct Test {
+    name: &'static str,
+    /// Whether `--quick` leaves it out.
+    emulated: bool,
+    /// Whether only `--full` or its name runs it.
+    long: bool,
+    run: fn(&Environment) -> Result<()>,
+}
+
+const fn quick(name: &'static str, run: fn(&Environment) -> Result<()>) -> Test {
+    Test { name, emulated: false, long: false, run }
+}
+
+const fn emulated(name: &'static str, run: fn(&Environment) -> Result<()>) -> Test {
+    Test { name, emulated: true, long: false, run }
+}
+
+/// All tests in their order: what is quick and fails often comes first.
+const TESTS: &[Test] = &[
+    quick("format", code::format),
+    quick("lint", code::lint),
+    quick("lint-arm64", code::lint_arm64),
+    quick("unit-property-and-simulation", code::unit),
+    quick("commands-of-several-cpus-have-an-order", code::schedules),
+    quick("monitor-keeps-order-among-cpus", code::monitor_schedules),
+    quick("images-cannot-panic", crate::audit::panics),
+    quick("stacks-are-bounded", crate::audit::stacks),
+    emulated("payload-on-1-cpu-by-interface-0.x", |environment| {
+        firmware::payload(environment, 1, 1, firmware::OLD_INTERFACE)
+    }),
+    emulated("payload-on-4-cpus-and-64-gib", |environment| {
+        firmware::payload(environment, 4, 64, MachineArgs::default)
+    }),
+    emulated("payload-on-the-newest-qemu", firmware::newest_qemu),
+    emulated("costs-stay-within-their-limits", crate::bench::check),
+    emulated("host-boots-on-1-cpu", |environment| firmware::host_boots(environment, 1)),
+    emulated("host-boots-on-4-cpus", |environment| firmware::host_boots(environment, 4)),
+    emulated("exec-gives-output-and-status-0", realms::exec_status_0),
+    emulated("exec-gives-status-7", realms::exec_status_7),
+    emulated("guest-knows-that-it-is-a-realm", realms::guest_knows),
+    emulated("stock-guest-attests-through-configfs-tsm", realms::stock_guest_attests),
+    emulated("ten-realms-lose-no-page", realms::ten_realms),
+    emulated("killed-vmm-leaves-nothing", realms::killed_vmm),
+    emulated("host-cannot-read-a-private-page", realms::private_page),
+    emulated("module-unloads-and-loads-again", realms::unload),
+    emulated("devices-work-and-the-measurement-is-predicted", devices::devices),
+    Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide::guide },
+];
+
+/// Runs the tests; the status is 1 when one failed.
+pub(crate) fn run(args: &TestArgs) -> Result<u8> {
+    let wanted: Vec<&Test> = TESTS
+        .iter()
+        .filter(|test| !(args.quick && test.emulated))
+        .filter(|test| !test.long || args.full || !args.only.is_empty())
+        .filter(|test| args.only.is_empty() || args.only.iter().any(|name| test.name.contains(name.as_str())))
+        .collect();
+    if args.list {
+        wanted.iter().for_each(|test| println!("{}", test.name));
+        return Ok(0);
+    }
+    ensure!(!wanted.is_empty(), "no test has such a name: see `realm test --list`");
+    let environment = setup::ensure(None, false)?;
+    let (mut passed, mut failed) = (0, Vec::new());
+    for test in wanted {
+        println!("test {} ...", test.name);
+        let start = Instant::now();
+        match (test.run)(&environment) {
+            Ok(()) => {
+                passed += 1;
+                println!("test {}: ok ({})", test.name, ui::seconds(start.elapsed()));
+            }
+            Err(error) => {
+                println!("test {}: FAILED ({})\n{error:#}\n", test.name, ui::seconds(start.elapsed()));
+                failed.push(test.name);
+            }
+        }
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    Ok(u8::from(!failed.is_empty()))
+}
+
+/// The factor for time limits. They only end what hangs, and a test must not fail because a machine is slow.
+fn patience() -> f64 {
+    std::env::var("REALM_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(3.0)
+}
+
+/// Runs a script with the host's shell on a machine of its own; gives status and output.
+pub(crate) fn on_host(
+    environment: &Environment,
+    cpus: u32,
+    module: bool,
+    script: &str,
+    limit: u64,
+) -> Result<(Outcome, String)> {
+    let machine = MachineArgs { host_cpus: Some(cpus), ..MachineArgs::default() };
+    on_machine(environment, &machine, &[], module, script, limit)
+}
+
+/// As [`on_host`], on a machine of any shape, with more files in its root directory.
+pub(crate) fn on_machine(
+    environment: &Environment,
+    machine: &MachineArgs,
+    files: &[PathBuf],
+    module: bool,
+    script: &str,
+    limit: u64,
+) -> Result<(Outcome, String)> {
+    let images = build::for_run(environment)?;
+    let parts = lab::host_parts(environment, &images, &None, &None, files);
+    let initrd = initramfs::host(environment, &parts)?;
+    let config = lab::config(environment, &images, machine, None, None, initrd)?;
+    let job = Job {
+        capture: true,
+        ..lab::host_command(&config, script, module, Duration::from_secs(limit), patience())
+    };
+    let (outcome, directory) = lab::execute(&config, &job, &mut Timeline::new())?;
+    let mut text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    if outcome.status != 0 {
+        let errors = std::fs::read(directory.join(machine::log::PROGRAM)).unwrap_or_default();
+        text.push_str(&String::from_utf8_lossy(&errors));
+        let console = std::fs::read(directory.join(machine::log::HOST)).unwrap_or_default();
+        text.push_str("--- the end of the host's console ---\n");
+        text.push_str(&command::tail(&String::from_utf8_lossy(&console), 15));
+        text.push_str(&format!("\nall consoles: {}", directory.display()));
+    }
+    Ok((outcome, text))
+}
+
+/// Like [`on_host`], for scripts that end with 0 when all is well.
+fn host_script(
+    environment: &Environment,
+    cpus: u32,
+    module: bool,
+    script: &str,
+    limit: u64,
+) -> Result<String> {
+    let (outcome, text) = on_host(environment, cpus, module, script, limit)?;
+    ensure!(outcome.status == 0, "the script on the host ended with {}:\n{text}", outcome.status);
+    Ok(text)
+}
+
+/// `realm run --exec` as a user starts it, but with its output caught.
+fn exec(environment: &Environment, command: &str) -> Result<(u8, String)> {
+    let images = build::for_run(environment)?;
+    let arguments = RunArgs { exec: Some(command.to_owned()), ..RunArgs::default() };
+    let parts = lab::host_parts(environment, &images, &None, &None, &[]);
+    let initrd = initramfs::host(environment, &parts)?;
+    let config = lab::config(environment, &images, &arguments.machine, None, None, initrd)?;
+    let job = Job {
+        capture: true,
+        progress: false,
+        timeout: Some(Duration::from_secs(120)),
+        patience: patience(),
+        ..lab::realm_job(&config, &arguments)?
+    };
+    let (outcome, _) = lab::execute(&config, &job, &mut Timeline::new())?;
+    Ok((outcome.status, String::from_utf8_lossy(&outcome.stdout).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        for (index, test) in TESTS.iter().enumerate() {
+            assert!(TESTS[index + 1..].iter().all(|other| other.name != test.name), "{}", test.name);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Realms on the emulated machine: their lives and ends, and what the host cannot do to them.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{COUNTERS, exec, host_script};
+use crate::build;
+use crate::setup::Environment;
+
+pub(super) fn exec_status_0(environment: &Environment) -> Result<()> {
+    let result = exec(environment, "echo one; echo two")?;
+    ensure!(result == (0, "one\ntwo\n".to_owned()), "status and output are {result:?}");
+    Ok(())
+}
+
+pub(super) fn exec_status_7(environment: &Environment) -> Result<()> {
+    let result = exec(environment, "exit 7")?;
+    ensure!(result == (7, String::new()), "status and output are {result:?}");
+    Ok(())
+}
+
+pub(super) fn guest_knows(environment: &Environment) -> Result<()> {
+    let (status, text) = exec(environment, "dmesg | grep -i -e rsi -e realm; grep MemTotal /proc/meminfo")?;
+    ensure!(status == 0 && text.contains("Using RSI version"), "status {status}, output:\n{text}");
+    ensure!(text.contains("MemTotal"), "no MemTotal:\n{text}");
+    Ok(())
+}
+
+/// Two tokens of one Realm, by the stock kernel's own driver.
+pub(super) fn stock_guest_attests(environment: &Environment) -> Result<()> {
+    let command = "realm report --nonce 'the first nonce' && echo && realm report --nonce 00c0ffee";
+    let (status, text) = exec(environment, command)?;
+    ensure!(status == 0, "status {status}, output:\n{text}");
+    let (first, second) = text.split_once("\n\n").context("there are no two tokens")?;
+    let rmm = build::images()?.rmm;
+    crate::verify::check_stock_guest(first, "the first nonce", &rmm)?;
+    crate::verify::check_stock_guest(second, "hex:00c0ffee", &rmm)
+}
+
+/// Shell functions for the scripts below.
+pub(super) fn prelude() -> String {
+    format!(
+        "counter() {{ cat {COUNTERS}/$1; }}\n\
+         settled() {{\n\
+         \tfor try in 1 2 3 4 5 6 7 8 9 10; do\n\
+         \t\t[ $(counter granules_delegated) = $1 ] && [ $(counter vms) = 0 ] && break; sleep 1\n\
+         \tdone\n\
+         \tfor pair in granules_delegated:$1 granules_leaked:0 vms:0 pages_pinned:0; do\n\
+         \t\tname=${{pair%:*}} want=${{pair#*:}} have=$(counter $name)\n\
+         \t\t[ \"$have\" = \"$want\" ] || {{ echo \"$name is $have, not $want\"; exit 1; }}\n\
+         \tdone\n\
+         }}\n\
+         before=$(counter granules_delegated)\n"
+    )
+}
+
+/// The counters are the module's own watch over its SMCs, not what the core believes.
+pub(super) fn ten_realms(environment: &Environment) -> Result<()> {
+    let script = prelude()
+        + "for round in 1 2 3 4 5 6 7 8 9 10; do\n\
+           \trealm run --exec \"echo realm $round\" || { echo \"round $round ended with $?\"; exit 1; }\n\
+           \tsettled $before\n\
+           done\n";
+    let text = host_script(environment, 1, true, &script, 1200)?;
+    let expected: String = (1..=10).map(|round| format!("realm {round}\n")).collect();
+    ensure!(text == expected, "the ten Realms printed:\n{text}");
+    Ok(())
+}
+
+pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
+    // Killed while the guest runs, and earlier, while memory is populated. Before that, a CPU goes and comes back under
+    // the guest, the machine is asked to sleep, and the kernel's tracer has seen what happened.
+    let script = prelude()
+        + "mount -t tracefs none /sys/kernel/tracing\n\
+           echo 1 >/sys/kernel/tracing/events/kvm_realm/enable || exit 1\n\
+           realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+           vmm=$!\n\
+           for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
+           grep -q up /tmp/out || { echo 'the guest did not come up'; exit 1; }\n\
+           echo 0 >/sys/kernel/tracing/tracing_on\n\
+           for event in rmi enter exit fault; do\n\
+           \tgrep -q \" $event: \" /sys/kernel/tracing/trace || { echo \"no $event was traced\"; exit 1; }\n\
+           done\n\
+           cpu=/sys/devices/system/cpu/cpu1/online\n\
+           echo 0 >$cpu && sleep 1 && echo 1 >$cpu || { echo 'no CPU hotplug'; exit 1; }\n\
+           echo freeze >/sys/power/state && { echo 'the machine slept'; exit 1; }\n\
+           kill -0 $vmm || { echo 'the guest did not survive'; exit 1; }\n\
+           kill -9 $vmm; wait $vmm 2>/dev/null\n\
+           settled $before\n\
+           realm run --exec true >/dev/null & vmm=$!\n\
+           while [ $(counter granules_delegated) -lt $((before + 1000)) ]; do sleep 0.05; done\n\
+           kill -9 $vmm; wait $vmm 2>/dev/null\n\
+           settled $before\n\
+           realm run --exec 'echo again'\n\
+           settled $before\n";
+    let text = host_script(environment, 2, true, &script, 900)?;
+    ensure!(text == "again\n", "the host printed:\n{text}");
+    Ok(())
+}
+
+/// The module reads the page for us: nothing else of a stock kernel has a reason to. The kernel names the fault by the
+/// number of its status code, 0x28: a granule protection fault. The VMM has the memory as a file and no mapping of it.
+pub(super) fn private_page(environment: &Environment) -> Result<()> {
+    let script = format!(
+        "echo 0 >/proc/sys/kernel/panic_on_oops\n\
+         insmod /kvm_realm.ko unsafe_tests=1 || exit 1\n\
+         realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+         vmm=$!\n\
+         for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
+         grep -q up /tmp/out || {{ echo 'the guest did not come up'; exit 1; }}\n\
+         ls -l /proc/$vmm/fd | grep -q kvm-realm-gmem || {{ echo 'the VMM has no private memory'; exit 1; }}\n\
+         grep kvm-realm-gmem /proc/$vmm/maps && {{ echo 'the VMM has mapped private memory'; exit 1; }}\n\
+         page=$(cat {COUNTERS}/last_private_page)\n\
+         case $page in ''|0|0x0) echo 'no private page'; exit 1;; esac\n\
+         if echo $page >{COUNTERS}/read_page; then echo \"the host read $page\"; exit 1; fi\n\
+         dmesg | grep -iE 'unknown 40|granule protection' >/tmp/fault || {{ echo 'no fault in the log'; exit 1; }}\n\
+         echo 'it faulted'\n"
+    );
+    let text = host_script(environment, 1, false, &script, 600)?;
+    ensure!(text.ends_with("it faulted\n"), "the host printed:\n{text}");
+    Ok(())
+}
+
+pub(super) fn unload(environment: &Environment) -> Result<()> {
+    let script = prelude()
+        + "realm run --exec true || { echo 'the first Realm failed'; exit 1; }\n\
+           settled $before\n\
+           rmmod kvm_realm || exit 1\n\
+           [ -e /dev/kvm-realm ] && { echo 'the device is still there'; exit 1; }\n\
+           insmod /kvm_realm.ko || exit 1\n\
+           settled 0\n\
+           realm run --exec 'echo again'\n\
+           settled 0\n\
+           rmmod kvm_realm\n";
+    let text = host_script(environment, 1, true, &script, 600)?;
+    ensure!(text == "again\n", "the host printed:\n{text}");
+    Ok(())
+}
