@@ -5,10 +5,10 @@
 //! last and looks at one number to learn that there is a newer one, so a store that rings a doorbell takes no lock. An
 //! irqfd keeps the route of its GSI, so that its signal, which may come in any context, takes only its own lock.
 
+use crate::sync::{AtomicU64, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use cca_abi::kvm::{self, event, run};
 

@@ -14,6 +14,7 @@
 //! | [`run`], [`mmio`], [`psci`], [`hostcall`], [`smccc`], [`timer`] | `KVM_RUN`, and what to do with each exit |
 //! | [`irqchip`], `events`, [`routing`], [`device`], [`vgic`] | interrupts, eventfds |
 //! | [`rmi`], [`granule`], [`stats`] | calling the RMM; pages that belong to the Realm world; counters |
+//! | `sync` | atomics |
 //!
 //! # Locks, outermost first
 //!
@@ -27,7 +28,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "explore"))]
 extern crate std;
 
 pub mod caps;
@@ -58,6 +59,7 @@ pub mod slots;
 pub mod smccc;
 pub mod sparse;
 pub mod stats;
+mod sync;
 pub mod system;
 pub mod timer;
 pub mod vcpu;

@@ -5,7 +5,7 @@
 //! while another switches it on is the one race that the host cannot decide: the RMM has an order, and the host saw
 //! only the results. Then the vCPU simply enters again, and the RMM's refusal means that it is off.
 
-use core::sync::atomic::Ordering::SeqCst;
+use crate::sync::Ordering::SeqCst;
 
 use cca_abi::kvm;
 use cca_abi::psci::{Code, fid};

@@ -208,7 +208,7 @@ impl<K: Kernel> Vm<K> {
                 }
             }
         }
-        let debug = self.debug_counts.load(core::sync::atomic::Ordering::Relaxed).to_le_bytes();
+        let debug = self.debug_counts.load(crate::sync::Ordering::Relaxed).to_le_bytes();
         // Field by field: a structure of 4 KiB is too much for a kernel stack.
         let mut flags = 0;
         if let Some(vq) = sve_vq {
@@ -217,7 +217,7 @@ impl<K: Kernel> Vm<K> {
         }
         if pmu {
             flags |= realm_flags::PMU;
-            let counters = self.pmu_counters.load(core::sync::atomic::Ordering::Relaxed);
+            let counters = self.pmu_counters.load(crate::sync::Ordering::Relaxed);
             params_page.store_u8(offset_of!(RealmParams, pmu_num_ctrs), counters.to_le_bytes()[0]);
         }
         params_page.store_u64(offset_of!(RealmParams, flags), flags);

@@ -5,7 +5,7 @@
 //! (vector length) and `PMCR_EL0.N` (event counters). Each can be chosen until the Realm is created, within what the
 //! RMM offers.
 
-use core::sync::atomic::Ordering;
+use crate::sync::Ordering;
 
 use cca_abi::kvm::{self, reg, vcpu_feature};
 

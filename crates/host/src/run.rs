@@ -1,7 +1,7 @@
 //! `KVM_RUN`: enter the REC, take back what it left, do what its exit asks for, again and again until user space must
 //! be asked.
 
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use crate::sync::Ordering::{Relaxed, SeqCst};
 
 use cca_abi::kvm::{self, run, vcpu_feature};
 use cca_abi::rmi::{ExitReason, MAX_LRS, Ripas, Status, enter_flags};

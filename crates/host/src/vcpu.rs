@@ -1,7 +1,7 @@
 //! The vCPU file: its ioctls except `KVM_RUN`, which is [`crate::run`].
 
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use cca_abi::kvm::{self, ioctl, mp_state, vcpu_feature};
 use cca_abi::rmi::Ripas;

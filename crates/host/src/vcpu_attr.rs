@@ -1,6 +1,6 @@
 //! Device attributes of a vCPU: which interrupts its timers and its PMU raise. They are the VM's, the same for all.
 
-use core::sync::atomic::Ordering::Relaxed;
+use crate::sync::Ordering::Relaxed;
 
 use cca_abi::kvm::{DeviceAttr, ioctl, vcpu_attr, vcpu_feature};
 

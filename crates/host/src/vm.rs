@@ -1,8 +1,8 @@
 //! The VM file: its ioctls.
 
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use alloc::sync::{Arc, Weak};
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use cca_abi::kvm::{self, DeviceAttr, ioctl, vm_attr};
 

@@ -217,6 +217,51 @@ fn flaw_25_what_was_delegated_before_a_failure_comes_back() {
 }
 
 #[test]
+fn flaw_26_contiguous_memory_is_asked_for_in_small_pieces_only() {
+    for bits in 32..=48 {
+        let kernel = Fake::new();
+        let system = kernel.system();
+        let vm = system.ioctl(ioctl::CREATE_VM, kvm::VM_TYPE_REALM | bits).unwrap();
+        let create = kvm::EnableCap { cap: 300, flags: 0, args: [rme::CREATE_RD, 0, 0, 0], pad: [0; 64] };
+        kernel.file(vm).ioctl(ioctl::ENABLE_CAP, kernel.user(&create)).unwrap();
+        let largest = kernel.largest_allocation();
+        assert!(largest <= 16 && largest.is_power_of_two(), "{bits} bits: {largest} pages at once");
+        kernel.close_all();
+    }
+}
+
+#[test]
+fn flaw_26_an_answer_that_rmm_1_0_does_not_know_is_a_refusal_whatever_the_command() {
+    // What later RMMs answer when a command has not ended (RMI_INCOMPLETE with an operation's handle), and other
+    // things that RMM 1.0 never says. None may be taken for success, and none asked for again and again.
+    for x0 in [5, 6, 7, 0x0105, 1 << 16, 1 << 63, u64::MAX] {
+        for command in [
+            fid::GRANULE_DELEGATE,
+            fid::REALM_CREATE,
+            fid::RTT_CREATE,
+            fid::RTT_INIT_RIPAS,
+            fid::DATA_CREATE,
+            fid::REC_CREATE,
+            fid::REALM_ACTIVATE,
+        ] {
+            let kernel = Fake::new();
+            let machine = Machine::new(&kernel, 16);
+            let vcpu = machine.vcpu(0);
+            kernel.fail(command, 0, x0);
+            let mut steps = vec![machine.rme(rme::CREATE_RD)];
+            steps.push(machine.init_ipa(RAM, 16 * PAGE));
+            steps.push(machine.populate(RAM, 2 * PAGE));
+            let _ = machine.finalize(vcpu);
+            steps.push(machine.rme(rme::ACTIVATE_REALM));
+            assert!(steps.contains(&Err(Errno::EIO)), "{command:#x} with {x0:#x}: {steps:?}");
+            assert!(kernel.calls_of(command).len() <= 4, "{command:#x} was called again and again");
+            kernel.heal();
+            machine.close(&[vcpu], 0);
+        }
+    }
+}
+
+#[test]
 fn flaw_27_initialising_a_populated_page_is_refused_and_ends() {
     let kernel = Fake::new();
     let machine = realm(&kernel, 4);
@@ -301,4 +346,40 @@ fn flaw_29f_reserved_fields_must_be_zero() {
     let vcpu = machine.vcpu(0);
     assert_eq!(machine.on(vcpu, ioctl::SET_ONE_REG, &one), Ok(0));
     machine.close(&[vcpu], 0);
+}
+
+/// No register of self-hosted debug is named anywhere on the host's side: what is never loaded cannot be left loaded.
+#[test]
+fn flaw_24_nothing_on_the_hosts_side_touches_a_debug_register() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let words = [
+        "mdscr",
+        "dbgbvr",
+        "dbgbcr",
+        "dbgwvr",
+        "dbgwcr",
+        "mdcr_el2",
+        "oslar",
+        "osdlr",
+        "debug_load",
+        "hw_breakpoint",
+    ];
+    let mut looked_at = 0;
+    let mut folders = vec![root.join("crates/host/src"), root.join("linux/kvm_realm")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let Ok(text) = std::fs::read_to_string(&path) else { continue };
+            looked_at += 1;
+            let text = text.to_lowercase();
+            for word in words {
+                assert!(!text.contains(word), "{} names {word}", path.display());
+            }
+        }
+    }
+    assert!(looked_at > 60, "only {looked_at} files");
 }

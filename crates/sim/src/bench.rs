@@ -43,7 +43,15 @@ impl Bench {
     /// If the host core finds no RMM.
     #[must_use]
     pub fn of(generation: Generation) -> Self {
-        let machine = Machine::boot(Shape::default());
+        Self::on(Machine::boot(Shape::default()), generation)
+    }
+
+    /// A new host on a machine that has booted, and that nobody else uses.
+    ///
+    /// # Panics
+    /// If the host core finds no RMM.
+    #[must_use]
+    pub fn on(machine: Arc<Machine>, generation: Generation) -> Self {
         let kernel = SimKernel::new(machine.clone());
         let system = System::probe(kernel.clone(), SystemConfig { generation })
             .unwrap_or_else(|error| panic!("the host core found no RMM: {error:?}"));

@@ -3,9 +3,10 @@
 //! A script is a Rust closure that calls [`Guest`]'s methods. It runs on a thread of its own and hands each operation
 //! to the simulated CPU, which executes it when (and only when) the RMM has entered the REC, retries it when the RMM
 //! re-enters after a fault, and delivers an exception if the RMM injected one. So a script reads like the program that
-//! a guest would be, and the RMM sees what hardware would show it.
+//! a guest would be, and the RMM sees what hardware would show it. Where threads are not wanted, a guest can be
+//! [`Steps`]: a function that says one operation after the other.
 
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 
 /// One operation: one instruction of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,26 +190,88 @@ impl Guest {
     }
 }
 
-/// A guest program.
-pub type Script = std::sync::Arc<dyn Fn(&Guest) + Send + Sync>;
+/// A guest program with a thread of its own.
+pub(crate) type Script = std::sync::Arc<dyn Fn(&Guest) + Send + Sync>;
 
-/// The CPU's end of a running script.
+/// A guest without a thread: told how its last operation ended, it says the next one. For ever: the last should end the
+/// guest.
+pub type Steps = Box<dyn FnMut(Option<Outcome>) -> Op + Send>;
+
+/// What lies at an entry point.
+#[derive(Clone)]
+pub(crate) enum Program {
+    Script(Script),
+    Steps(std::sync::Arc<dyn Fn() -> Steps + Send + Sync>),
+}
+
+/// Where the operations of a running guest come from.
+pub(crate) enum Source {
+    Thread {
+        ops: Receiver<Op>,
+        outcomes: SyncSender<Outcome>,
+        /// Set when the script panicked with a message.
+        failed: std::sync::Arc<std::sync::Mutex<Option<String>>>,
+    },
+    Steps {
+        next: Steps,
+        last: Option<Outcome>,
+    },
+}
+
+/// What a running guest does next.
+pub(crate) enum Next {
+    Op(Op),
+    /// Its thread has not said yet.
+    NotYet,
+    /// It has ended in a way that a program cannot end.
+    Failed(String),
+}
+
+impl Source {
+    pub(crate) fn next(&mut self) -> Next {
+        match self {
+            Self::Steps { next, last } => Next::Op(next(last.take())),
+            Self::Thread { ops, failed, .. } => match ops.try_recv() {
+                Ok(op) => Next::Op(op),
+                Err(TryRecvError::Empty) => Next::NotYet,
+                Err(TryRecvError::Disconnected) => {
+                    let text = failed.lock().unwrap().take();
+                    Next::Failed(text.unwrap_or_else(|| "guest script ended".into()))
+                }
+            },
+        }
+    }
+
+    pub(crate) fn tell(&mut self, outcome: Outcome) {
+        match self {
+            Self::Steps { last, .. } => *last = Some(outcome),
+            Self::Thread { outcomes, .. } => drop(outcomes.send(outcome)),
+        }
+    }
+}
+
+/// The CPU's end of a running guest.
 pub(crate) struct Running {
-    pub(crate) ops: Receiver<Op>,
-    pub(crate) outcomes: SyncSender<Outcome>,
+    pub(crate) source: Source,
     /// The operation under way and the PC at which it was issued.
     pub(crate) pending: Option<(Op, u64)>,
     /// PC of the next operation.
     pub(crate) pc: u64,
-    /// Set when the script panicked with a message.
-    pub(crate) failed: std::sync::Arc<std::sync::Mutex<Option<String>>>,
 }
 
 impl Running {
-    /// Starts `script` at `pc` with `x0`.
-    pub(crate) fn start(script: Script, pc: u64, x0: u64) -> Self {
-        let (op_sender, op_receiver) = std::sync::mpsc::sync_channel(0);
-        let (outcome_sender, outcome_receiver) = std::sync::mpsc::sync_channel(1);
+    /// Starts `program` at `pc` with `x0`.
+    pub(crate) fn start(program: Program, pc: u64, x0: u64) -> Self {
+        let source = match program {
+            Program::Script(script) => Self::thread(script, x0),
+            Program::Steps(start) => Source::Steps { next: start(), last: None },
+        };
+        Self { source, pending: None, pc }
+    }
+
+    fn thread(script: Script, x0: u64) -> Source {
+        let (op_sender, ops) = std::sync::mpsc::sync_channel(0);
+        let (outcomes, outcome_receiver) = std::sync::mpsc::sync_channel(1);
         let failed = std::sync::Arc::new(std::sync::Mutex::new(None));
         let report = failed.clone();
         std::thread::spawn(move || {
@@ -226,6 +289,6 @@ impl Running {
                 *report.lock().unwrap() = Some(text);
             }
         });
-        Self { ops: op_receiver, outcomes: outcome_sender, pending: None, pc, failed }
+        Source::Thread { ops, outcomes, failed }
     }
 }

@@ -2,6 +2,8 @@
 
 use crate::machine::{HOST_BASE, Machine};
 use crate::memory::{DRAM_BASE, PAGE_SIZE, Pas};
+use crate::sync;
+use cca_abi::rmi::fid;
 use kvm_realm::errno::{Errno, Result};
 use kvm_realm::files::FileObject;
 use kvm_realm::kernel::{
@@ -9,28 +11,41 @@ use kvm_realm::kernel::{
     VcpuThread,
 };
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
-thread_local! {
-    static PROCESS: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
-    static SIGNAL: RefCell<Option<Signal>> = const { RefCell::new(None) };
-    static SPINS: Cell<u32> = const { Cell::new(0) };
+sync::thread_local! {
+    #[allow(clippy::missing_const_for_thread_local, reason = "shuttle's macro has no such form")]
+    static PROCESS: RefCell<Option<Arc<Process>>> = RefCell::new(None);
+    #[allow(clippy::missing_const_for_thread_local, reason = "shuttle's macro has no such form")]
+    static SIGNAL: RefCell<Option<Signal>> = RefCell::new(None);
+    #[allow(clippy::missing_const_for_thread_local, reason = "shuttle's macro has no such form")]
+    static SPINS: Cell<u32> = Cell::new(0);
+}
+
+/// Counts the spin locks, and what is like one, that the caller holds.
+fn count_spins(change: impl FnOnce(u32) -> u32) {
+    SPINS.with(|spins| spins.set(change(spins.get())));
 }
 
 /// Fails if the caller holds a spin lock, where a kernel could not sleep or allocate.
 fn assert_may_sleep(what: &str) {
-    assert_eq!(SPINS.get(), 0, "{what} under a spin lock");
+    assert_eq!(SPINS.with(Cell::get), 0, "{what} under a spin lock");
 }
 
+// The locks here that are the standard library's are held for a few lines that meet nobody else's steps; the others are
+// of the kind that an explorer of schedules knows.
 struct Shared {
     machine: Arc<Machine>,
     free: Mutex<BTreeSet<u64>>,
+    /// Pages that a process had and has thrown away, as long as they are not free.
+    retired: Mutex<BTreeSet<u64>>,
     /// Allocations that still succeed; negative: no limit.
     budget: AtomicI64,
+    /// Answers to give in place of the RMM, by command.
+    answers: Mutex<BTreeMap<u64, u64>>,
 }
 
 /// The simulated kernel. A handle.
@@ -45,7 +60,76 @@ impl SimKernel {
     pub fn new(machine: Arc<Machine>) -> Self {
         let end = DRAM_BASE + machine.memory().dram_size();
         let free = (HOST_BASE..end).step_by(PAGE_SIZE as usize).collect();
-        Self { shared: Arc::new(Shared { machine, free: Mutex::new(free), budget: AtomicI64::new(-1) }) }
+        Self {
+            shared: Arc::new(Shared {
+                machine,
+                free: Mutex::new(free),
+                retired: Mutex::default(),
+                budget: AtomicI64::new(-1),
+                answers: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Answers the command `fid` with `x0`, without asking the RMM, until told `None`.
+    pub fn answer(&self, fid: u64, x0: Option<u64>) {
+        let mut answers = self.shared.answers.lock().unwrap();
+        match x0 {
+            Some(x0) => drop(answers.insert(fid, x0)),
+            None => drop(answers.remove(&fid)),
+        }
+    }
+
+    /// Fails the machine if a command names a page that its caller does not own: one that is free, that is no memory,
+    /// or that the process it belonged to has thrown away.
+    fn check_rmi(&self, regs: &SmcRegs) {
+        // Where the addresses of pages are; a descriptor has its page in bits 47:12.
+        let named: &[usize] = match regs[0] {
+            fid::DATA_CREATE => &[1, 2, 4],
+            fid::REC_CREATE => &[1, 2, 3],
+            fid::RTT_MAP_UNPROTECTED => &[1, 4],
+            fid::REALM_CREATE
+            | fid::DATA_CREATE_UNKNOWN
+            | fid::RTT_CREATE
+            | fid::REC_ENTER
+            | fid::RTT_SET_RIPAS
+            | fid::PSCI_COMPLETE => &[1, 2],
+            fid::VERSION | fid::FEATURES => &[],
+            _ => &[1],
+        };
+        let mut wrong = Vec::new();
+        {
+            let free = self.shared.free.lock().unwrap();
+            let retired = self.shared.retired.lock().unwrap();
+            let end = DRAM_BASE + self.machine().memory().dram_size();
+            for &at in named {
+                let is_desc = regs[0] == fid::RTT_MAP_UNPROTECTED && at == 4;
+                let pa = if is_desc { regs[at] & 0xFFFF_FFFF_F000 } else { regs[at] };
+                let stale = is_desc && retired.contains(&pa);
+                if !(HOST_BASE..end).contains(&pa) || pa % PAGE_SIZE != 0 || free.contains(&pa) || stale {
+                    wrong.push((at, pa));
+                }
+            }
+        }
+        for (at, pa) in wrong {
+            let name = cca_abi::rmi::name(regs[0]).unwrap_or("an unknown command");
+            self.machine().report_violation(format!("{name} names {pa:#x} in x{at}, which is nobody's"));
+        }
+    }
+
+    /// An SMC on `cpu`, watched.
+    fn smc_on(&self, cpu: usize, regs: &mut SmcRegs) {
+        sync::interleave();
+        self.check_rmi(regs);
+        let answer = self.shared.answers.lock().unwrap().get(&regs[0]).copied();
+        match answer {
+            Some(x0) => {
+                regs.fill(0);
+                regs[0] = x0;
+            }
+            None => self.machine().host_smc(cpu, regs),
+        }
+        sync::interleave();
     }
 
     /// Its machine.
@@ -97,7 +181,7 @@ impl SimKernel {
     }
 
     fn process() -> Arc<Process> {
-        PROCESS.with_borrow(|process| process.clone()).expect("the calling thread belongs to a process")
+        PROCESS.with(|process| process.borrow().clone()).expect("the calling thread belongs to a process")
     }
 }
 
@@ -169,6 +253,7 @@ impl Drop for SimPage {
             machine.report_violation(format!("page {:#x} was freed while delegated", self.pa));
             return;
         }
+        self.kernel.shared.retired.lock().unwrap().remove(&self.pa);
         self.kernel.shared.free.lock().unwrap().insert(self.pa);
     }
 }
@@ -181,9 +266,12 @@ pub struct Process {
     files: Mutex<HashMap<i32, FileObject<SimKernel>>>,
     events: Mutex<HashMap<i32, SimEvent>>,
     hooks: Mutex<Vec<(u64, Arc<dyn MemoryHook>)>>,
+    /// Held while hooks are called: who unhooks waits for that.
+    calling: sync::RwLock<()>,
     old: Mutex<std::collections::VecDeque<Arc<SimPage>>>,
     /// Orders changes of the mappings and look-ups of pages, as `mmap_lock` does.
-    mappings: parking_lot::RwLock<()>,
+    mappings: sync::RwLock<()>,
+    killed: AtomicBool,
 }
 
 impl Process {
@@ -197,17 +285,35 @@ impl Process {
             files: Mutex::default(),
             events: Mutex::default(),
             hooks: Mutex::default(),
+            calling: sync::RwLock::new(()),
             old: Mutex::default(),
-            mappings: parking_lot::RwLock::new(()),
+            mappings: sync::RwLock::new(()),
+            killed: AtomicBool::new(false),
         })
     }
 
     /// Runs `work` as a thread of this process.
     pub fn run<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
-        let before = PROCESS.replace(Some(self.clone()));
-        let result = work();
-        PROCESS.set(before);
-        result
+        struct Back(Option<Arc<Process>>);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                drop(PROCESS.with(|process| process.replace(self.0.take())));
+            }
+        }
+        let _back = Back(PROCESS.with(|process| process.replace(Some(self.clone()))));
+        work()
+    }
+
+    /// It is being killed: long work in the kernel ends where it is. Whoever kills also interrupts its threads.
+    pub fn kill(&self) {
+        self.killed.store(true, SeqCst);
+    }
+
+    /// Calls all hooks.
+    fn notify(&self, call: impl Fn(&dyn MemoryHook)) {
+        let _calling = self.calling.read().unwrap();
+        let hooks: Vec<_> = self.hooks.lock().unwrap().iter().map(|(_, hook)| hook.clone()).collect();
+        hooks.iter().for_each(|hook| call(&**hook));
     }
 
     /// Zeroed memory of `size` bytes; its address.
@@ -231,12 +337,11 @@ impl Process {
     /// # Panics
     /// If the machine has no more memory.
     pub fn discard(&self, address: u64, size: u64) {
-        let _exclusive = self.mappings.write();
-        let hooks: Vec<_> = self.hooks.lock().unwrap().iter().map(|(_, hook)| hook.clone()).collect();
+        let _exclusive = self.mappings.write().unwrap();
         // A kernel holds locks here under which nothing sleeps or allocates.
-        SPINS.set(SPINS.get() + 1);
-        hooks.iter().for_each(|hook| hook.change_begins(address..address + size, false));
-        SPINS.set(SPINS.get() - 1);
+        count_spins(|spins| spins + 1);
+        self.notify(|hook| hook.change_begins(address..address + size, false));
+        count_spins(|spins| spins - 1);
         for at in (address..address + size).step_by(PAGE_SIZE as usize) {
             let mut pages = self.pages.lock().unwrap();
             if let Some(page) = pages.get_mut(&at) {
@@ -246,6 +351,7 @@ impl Process {
                 // Whoever gets it next must not be seen by the guest. One that was in the middle of an access ends it
                 // before the hardware would call the invalidation complete; here it gets some time.
                 old.poison();
+                self.kernel.shared.retired.lock().unwrap().insert(old.pa);
                 let mut old_pages = self.old.lock().unwrap();
                 old_pages.push_back(old);
                 if old_pages.len() > 64 {
@@ -253,7 +359,7 @@ impl Process {
                 }
             }
         }
-        hooks.iter().for_each(|hook| hook.change_ends());
+        self.notify(|hook| hook.change_ends());
     }
 
     fn at(&self, address: u64) -> Option<Arc<SimPage>> {
@@ -325,9 +431,7 @@ impl Process {
 
     /// What the kernel does when the process dies: its address space ends, then it closes its files, lowest first.
     pub fn exit(&self) {
-        let hooks: Vec<_> = self.hooks.lock().unwrap().iter().map(|(_, hook)| hook.clone()).collect();
-        hooks.iter().for_each(|hook| hook.change_begins(0..u64::MAX, true));
-        drop(hooks);
+        self.notify(|hook| hook.change_begins(0..u64::MAX, true));
         let pages = std::mem::take(&mut *self.pages.lock().unwrap());
         drop(pages);
         self.old.lock().unwrap().clear();
@@ -345,7 +449,7 @@ type Fire = Box<dyn Fn() + Send + Sync>;
 struct EventState {
     count: AtomicU64,
     /// Called under this lock, as a waker of an eventfd is.
-    fire: parking_lot::Mutex<Vec<(u64, Fire)>>,
+    fire: sync::Mutex<Vec<(u64, Fire)>>,
     next: AtomicU64,
 }
 
@@ -355,14 +459,14 @@ pub struct SimEvent(Arc<EventState>);
 
 impl EventFd for SimEvent {
     fn signal(&self) {
-        let hooks = self.0.fire.lock();
+        let hooks = self.0.fire.lock().unwrap();
         if hooks.is_empty() {
             self.0.count.fetch_add(1, SeqCst);
         }
         // A waker must not sleep.
-        SPINS.set(SPINS.get() + 1);
+        count_spins(|spins| spins + 1);
         hooks.iter().for_each(|(_, fire)| fire());
-        SPINS.set(SPINS.get() - 1);
+        count_spins(|spins| spins - 1);
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -380,7 +484,7 @@ pub struct SimWatch(SimEvent, u64);
 impl Drop for SimWatch {
     fn drop(&mut self) {
         assert_may_sleep("a hook was dropped");
-        let mut hooks = self.0.0.fire.lock();
+        let mut hooks = self.0.0.fire.lock().unwrap();
         let at = hooks.iter().position(|(id, _)| *id == self.1).expect("hooked once");
         let gone = hooks.swap_remove(at);
         drop(hooks);
@@ -399,6 +503,7 @@ impl Drop for SimMemoryWatch {
         let at = hooks.iter().position(|(id, _)| *id == self.1);
         let gone = at.map(|at| hooks.swap_remove(at));
         drop(hooks);
+        drop(process.calling.write().unwrap());
         drop(gone);
     }
 }
@@ -422,7 +527,7 @@ pub struct Signal {
 impl Signal {
     /// Makes the calling thread one that this signal reaches.
     pub fn adopt(&self) {
-        SIGNAL.set(Some(self.clone()));
+        SIGNAL.with(|signal| signal.replace(Some(self.clone())));
     }
 
     /// Sends it.
@@ -436,7 +541,7 @@ impl Signal {
 }
 
 fn signal_pending() -> bool {
-    SIGNAL.with_borrow(|signal| signal.as_ref().is_some_and(|signal| signal.pending.load(SeqCst)))
+    SIGNAL.with(|signal| signal.borrow().as_ref().is_some_and(|signal| signal.pending.load(SeqCst)))
 }
 
 #[derive(Default)]
@@ -447,8 +552,8 @@ struct Position {
 
 struct ThreadState {
     machine: Arc<Machine>,
-    position: Mutex<Position>,
-    kicked: Condvar,
+    position: sync::Mutex<Position>,
+    kicked: sync::Condvar,
 }
 
 impl ThreadState {
@@ -470,16 +575,16 @@ pub struct SimVcpuThread {
 
 impl VcpuThread for SimVcpuThread {
     fn begin(&self) {
-        SIGNAL.with_borrow(|signal| {
-            if let Some(signal) = signal {
+        SIGNAL.with(|signal| {
+            if let Some(signal) = &*signal.borrow() {
                 *signal.target.lock().unwrap() = Some(self.state.clone());
             }
         });
     }
 
     fn end(&self) {
-        SIGNAL.with_borrow(|signal| {
-            if let Some(signal) = signal {
+        SIGNAL.with(|signal| {
+            if let Some(signal) = &*signal.borrow() {
                 *signal.target.lock().unwrap() = None;
             }
         });
@@ -498,7 +603,7 @@ impl VcpuThread for SimVcpuThread {
             let entry = if signal_pending() || !last_check() {
                 Entry::Refused
             } else {
-                machine.host_smc(cpu, regs);
+                self.kernel.smc_on(cpu, regs);
                 Entry::Ran
             };
             self.state.position.lock().unwrap().on_cpu = None;
@@ -509,7 +614,7 @@ impl VcpuThread for SimVcpuThread {
     fn block(&self, deadline: Option<u64>, wake: &mut dyn FnMut() -> bool) -> Result<()> {
         assert_may_sleep("block");
         let machine = self.kernel.machine();
-        let started = Instant::now();
+        let patience = sync::Patience::new();
         loop {
             let kicks = self.state.position.lock().unwrap().kicks;
             if wake() {
@@ -521,20 +626,11 @@ impl VcpuThread for SimVcpuThread {
             if signal_pending() {
                 return Err(Errno::EINTR);
             }
-            assert!(started.elapsed() < Duration::from_secs(30), "a vCPU sleeps for ever");
-            let position = self.state.position.lock().unwrap();
-            let patience = Duration::from_millis(if deadline.is_some() { 1 } else { 20 });
-            let (position, waited) = self
-                .state
-                .kicked
-                .wait_timeout_while(position, patience, |position| position.kicks == kicks)
-                .unwrap();
-            drop(position);
-            if waited.timed_out() {
-                if let Some(deadline) = deadline {
-                    // Nothing else happened for a while: skip to the time that it waits for.
-                    machine.advance_to(deadline);
-                }
+            let asleep = |position: &Position| position.kicks == kicks;
+            let waited = patience.wait(&self.state.kicked, &self.state.position, deadline.is_some(), asleep);
+            if let (false, Some(deadline)) = (waited, deadline) {
+                // Nothing else happened for a while: skip to the time that it waits for.
+                machine.advance_to(deadline);
             }
         }
     }
@@ -545,39 +641,39 @@ impl VcpuThread for SimVcpuThread {
 }
 
 /// A lock whose holder must not sleep; checked.
-pub struct RawSpin(parking_lot::RawMutex);
+pub struct RawSpin(sync::RawLock);
 
-// SAFETY: exclusion is parking_lot's; only a counter is added around it.
+// SAFETY: exclusion is the inner lock's; only a counter is added around it.
 unsafe impl lock_api::RawMutex for RawSpin {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self(<parking_lot::RawMutex as lock_api::RawMutex>::INIT);
+    const INIT: Self = Self(<sync::RawLock as lock_api::RawMutex>::INIT);
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {
         lock_api::RawMutex::lock(&self.0);
-        SPINS.set(SPINS.get() + 1);
+        count_spins(|spins| spins + 1);
     }
 
     fn try_lock(&self) -> bool {
         let locked = lock_api::RawMutex::try_lock(&self.0);
-        SPINS.set(SPINS.get() + u32::from(locked));
+        count_spins(|spins| spins + u32::from(locked));
         locked
     }
 
     unsafe fn unlock(&self) {
-        SPINS.set(SPINS.get() - 1);
+        count_spins(|spins| spins - 1);
         // SAFETY: the caller holds the lock.
         unsafe { lock_api::RawMutex::unlock(&self.0) };
     }
 }
 
 /// A lock whose waiters sleep; checked.
-pub struct RawSleeping(parking_lot::RawMutex);
+pub struct RawSleeping(sync::RawLock);
 
-// SAFETY: exclusion is parking_lot's.
+// SAFETY: exclusion is the inner lock's.
 unsafe impl lock_api::RawMutex for RawSleeping {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self(<parking_lot::RawMutex as lock_api::RawMutex>::INIT);
+    const INIT: Self = Self(<sync::RawLock as lock_api::RawMutex>::INIT);
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {
@@ -623,7 +719,7 @@ impl Kernel for SimKernel {
     fn watch(&self, event: &SimEvent, fire: Box<dyn Fn() + Send + Sync>) -> Result<SimWatch> {
         assert_may_sleep("a hook was made");
         let id = event.0.next.fetch_add(1, Relaxed);
-        event.0.fire.lock().push((id, fire));
+        event.0.fire.lock().unwrap().push((id, fire));
         if event.0.count.swap(0, SeqCst) != 0 {
             event.signal();
         }
@@ -632,7 +728,7 @@ impl Kernel for SimKernel {
 
     fn smc(&self, regs: &mut SmcRegs) {
         let machine = self.machine();
-        machine.on_cpu(|cpu| machine.host_smc(cpu, regs));
+        machine.on_cpu(|cpu| self.smc_on(cpu, regs));
     }
 
     fn alloc_page(&self, fill: Fill) -> Result<SimPage> {
@@ -695,7 +791,7 @@ impl Kernel for SimKernel {
     ) -> Result<usize> {
         assert_may_sleep("a pin");
         let process = Self::process();
-        let _stable = process.mappings.read();
+        let _stable = process.mappings.read().unwrap();
         for n in 0..count {
             match process.at(address + n as u64 * PAGE_SIZE) {
                 Some(page) => pages.push(SimUserPage(page)),
@@ -724,8 +820,8 @@ impl Kernel for SimKernel {
             kernel: self.clone(),
             state: Arc::new(ThreadState {
                 machine: self.machine().clone(),
-                position: Mutex::default(),
-                kicked: Condvar::new(),
+                position: sync::Mutex::default(),
+                kicked: sync::Condvar::new(),
             }),
         }
     }
@@ -757,6 +853,10 @@ impl Kernel for SimKernel {
 
     fn cond_resched(&self) {
         assert_may_sleep("cond_resched");
+    }
+
+    fn is_killed(&self) -> bool {
+        Self::process().killed.load(SeqCst)
     }
 
     fn log(&self, level: LogLevel, line: fmt::Arguments<'_>) {

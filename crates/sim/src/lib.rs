@@ -9,6 +9,7 @@
 //! | [`host`] | the host kernel: the host core's kernel |
 //! | [`guest`] | scripted guests inside Realms |
 //! | [`vmm`] | a small VMM: the ioctls in their order |
+//! | `sync` | locks and threads: real ones, or those of an explorer of schedules |
 //! | [`bench`] | all of it set up, and the check that everything came back |
 //!
 //! The code under test is the cores' own, unchanged. What the simulation adds is suspicion: a wrong-world access
@@ -23,4 +24,5 @@ pub mod memory;
 pub mod realm;
 pub mod root;
 pub mod stage2;
+mod sync;
 pub mod vmm;

@@ -4,7 +4,7 @@
 //! give it one. On the slot the SMC goes to the monitor, from there to the RMM, whose own SMCs go to the monitor
 //! again; all of it is the real code of the cores, running at once on as many slots as threads call.
 
-use crate::guest::{Running, Script};
+use crate::guest::{Program, Running, Steps};
 use crate::memory::{DRAM_BASE, Memory, PAGE_SIZE, Pas, SECURE_BASE};
 use crate::realm::RealmWorld;
 use crate::root::RootWorld;
@@ -27,11 +27,13 @@ pub struct Shape {
     pub cpus: usize,
     /// Bytes of DRAM.
     pub dram: u64,
+    /// List registers of each CPU, 1 to 16.
+    pub list_registers: u64,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { cpus: 4, dram: 32 << 20 }
+        Self { cpus: 4, dram: 32 << 20, list_registers: 4 }
     }
 }
 
@@ -48,7 +50,7 @@ pub struct Machine {
     cpus: Vec<Cpu>,
     free: Mutex<Vec<usize>>,
     freed: Condvar,
-    programs: Mutex<HashMap<u64, Script>>,
+    programs: Mutex<HashMap<u64, Program>>,
     running: Mutex<HashMap<u64, Running>>,
     next_script: AtomicU64,
     firmware: OnceLock<Firmware>,
@@ -114,8 +116,12 @@ impl Machine {
         let banks = [rmm::DramBank { base: HOST_BASE, size: DRAM_BASE + shape.dram - HOST_BASE }];
         let metadata: Vec<AtomicU16> =
             (0..rmm::metadata_len(&banks).expect("banks")).map(|_| AtomicU16::new(0)).collect();
-        let rmm = rmm::Rmm::new(RealmWorld::new(machine.clone()), &banks, Vec::leak(metadata))
-            .unwrap_or_else(|error| panic!("the RMM refused to boot: {error:?}"));
+        let rmm = rmm::Rmm::new(
+            RealmWorld::new(machine.clone(), shape.list_registers),
+            &banks,
+            Vec::leak(metadata),
+        )
+        .unwrap_or_else(|error| panic!("the RMM refused to boot: {error:?}"));
         assert!(machine.firmware.set(Firmware { monitor, rmm }).is_ok(), "booted once");
         for cpu in 0..shape.cpus {
             let monitor = &machine.firmware().monitor;
@@ -179,16 +185,32 @@ impl Machine {
 
     /// Runs `work` on a CPU: the next that is free.
     pub fn on_cpu<T>(&self, work: impl FnOnce(usize) -> T) -> T {
-        let mut free = self.free.lock().unwrap();
-        let cpu = loop {
-            match free.pop() {
-                Some(cpu) => break cpu,
-                None => free = self.freed.wait(free).unwrap(),
-            }
-        };
-        drop(free);
+        let cpu = self.take_cpu();
         let slot = Slot { machine: self, cpu };
         work(slot.cpu)
+    }
+
+    #[cfg(not(feature = "explore"))]
+    fn take_cpu(&self) -> usize {
+        let mut free = self.free.lock().unwrap();
+        loop {
+            match free.pop() {
+                Some(cpu) => return cpu,
+                None => free = self.freed.wait(free).unwrap(),
+            }
+        }
+    }
+
+    /// The machine outlives a schedule, so it has no locks that belong to one.
+    #[cfg(feature = "explore")]
+    fn take_cpu(&self) -> usize {
+        loop {
+            let cpu = self.free.lock().unwrap().pop();
+            match cpu {
+                Some(cpu) => return cpu,
+                None => crate::sync::yield_now(),
+            }
+        }
     }
 
     /// Raises an interrupt for the host on `cpu`.
@@ -246,10 +268,16 @@ impl Machine {
 
     /// Places a guest program at an entry point.
     pub fn load_program(&self, entry: u64, script: impl Fn(&crate::guest::Guest) + Send + Sync + 'static) {
-        self.programs.lock().unwrap().insert(entry, Arc::new(script));
+        self.programs.lock().unwrap().insert(entry, Program::Script(Arc::new(script)));
     }
 
-    pub(crate) fn program(&self, entry: u64) -> Option<Script> {
+    /// Places a guest program at an entry point that has no thread: `start` makes, for each vCPU that starts there, what
+    /// says the next operation.
+    pub fn load_steps(&self, entry: u64, start: impl Fn() -> Steps + Send + Sync + 'static) {
+        self.programs.lock().unwrap().insert(entry, Program::Steps(Arc::new(start)));
+    }
+
+    pub(crate) fn program(&self, entry: u64) -> Option<Program> {
         self.programs.lock().unwrap().get(&entry).cloned()
     }
 
@@ -266,6 +294,11 @@ impl Machine {
     /// A line of one of the worlds.
     pub fn log(&self, line: String) {
         self.log.lock().unwrap().push(line);
+    }
+
+    /// Forgets all lines.
+    pub fn forget_log(&self) {
+        self.log.lock().unwrap().clear();
     }
 
     /// All lines so far.

@@ -1,6 +1,6 @@
 //! Realm EL2 and below: the RMM's platform, with a CPU that executes scripted guests.
 
-use crate::guest::{Exception, Op, Outcome, Running, Script};
+use crate::guest::{Exception, Next, Op, Outcome, Program, Running};
 use crate::machine::Machine;
 use crate::memory::Pas;
 use crate::stage2::{Stage2Fault, check_access};
@@ -10,7 +10,6 @@ use rmm::platform::{El1, El3Refused, Facts, LiveTimers, NsFault, Page, Platform,
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::TryRecvError;
 
 const EC_WFX: u64 = 0x01;
 const EC_HVC: u64 = 0x16;
@@ -43,10 +42,10 @@ enum Step {
 impl RealmWorld {
     /// The platform for `machine`, with feature registers like those of QEMU's `max`.
     #[must_use]
-    pub fn new(machine: Arc<Machine>) -> Self {
+    pub fn new(machine: Arc<Machine>, list_registers: u64) -> Self {
         let mut facts = Facts {
             num_cpus: machine.cpus(),
-            ich_vtr: 0x9034_0003,
+            ich_vtr: 0x9034_0000 | (list_registers - 1),
             sve_lengths: 0xFFFF,
             pmu_counters: 6,
             ..Facts::default()
@@ -221,10 +220,10 @@ impl RealmWorld {
         };
         running.pending = None;
         running.pc = next;
-        let _ = running.outcomes.send(outcome);
+        running.source.tell(outcome);
     }
 
-    fn script_at(&self, ctx: &RecContext<'_>) -> Script {
+    fn program_at(&self, ctx: &RecContext<'_>) -> Program {
         self.machine
             .program(ctx.pc())
             .unwrap_or_else(|| panic!("no guest program at entry point {:#x}", ctx.pc()))
@@ -233,6 +232,7 @@ impl RealmWorld {
     fn run_script(&self, cpu: usize, ctx: &RecContext<'_>, running: &mut Running) -> RealmExit {
         loop {
             Self::settle(ctx, running);
+            crate::sync::interleave();
             if self.machine.take_interrupt(cpu) {
                 return RealmExit::Irq;
             }
@@ -242,16 +242,14 @@ impl RealmWorld {
             self.machine.advance(1);
             let op = match running.pending {
                 Some((op, _)) => op,
-                None => match running.ops.try_recv() {
-                    Ok(op) => op,
-                    Err(TryRecvError::Empty) => {
+                None => match running.source.next() {
+                    Next::Op(op) => op,
+                    Next::NotYet => {
                         std::thread::yield_now();
                         continue;
                     }
-                    Err(TryRecvError::Disconnected) => {
-                        let text = running.failed.lock().unwrap().take();
-                        self.machine
-                            .report_guest_failure(text.unwrap_or_else(|| "guest script ended".into()));
+                    Next::Failed(text) => {
+                        self.machine.report_guest_failure(text);
                         // A dead guest can only wait. The test sees the report.
                         return RealmExit::Sync { esr: EC_WFX << 26 | IL, far: 0, hpfar: 0 };
                     }
@@ -344,7 +342,7 @@ impl Platform for RealmWorld {
         let mut running = resumed.unwrap_or_else(|| {
             // Scripts begin with interrupts of both groups enabled at the CPU interface, and none masked.
             ctx.set(word::ICH_VMCR, 0xF8 << 24 | 0b11);
-            Running::start(self.script_at(ctx), ctx.pc(), ctx.gpr(0))
+            Running::start(self.program_at(ctx), ctx.pc(), ctx.gpr(0))
         });
         let exit = self.run_script(cpu, ctx, &mut running);
         ctx.set(word::PLATFORM, self.machine.put_running(id, running));

@@ -7,6 +7,7 @@ use cca_abi::{psci, rsi};
 use kvm_realm::errno::Errno;
 use sim::bench::Bench;
 use sim::guest::{Guest, Op};
+use sim::machine::{Machine, Shape};
 use sim::memory::PAGE_SIZE;
 use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
 use zerocopy::IntoBytes;
@@ -92,6 +93,95 @@ fn flaw_04_what_is_taken_from_one_face_leaves_the_other() {
     assert_eq!(bench.system.stats().rmi_calls(fid::RTT_UNMAP_UNPROTECTED), unmapped);
     assert_eq!(vmm.run(0), Ok(Exit::SystemEvent(1)));
     bench.finish(vmm);
+}
+
+#[test]
+fn flaw_08_every_way_of_taking_memory_away_takes_the_face_that_it_names() {
+    let bench = Bench::new();
+    let base = RAM_BASE + 0x10_0000;
+    let size = 8 * PAGE_SIZE;
+    let offset = base - RAM_BASE;
+    // Pages of both faces, one after the other; and what the VMM then does to all of them.
+    let ways: [(&str, u64, u64, &dyn Fn(&Vmm)); 6] = [
+        ("make private", 0, 4, &|vmm| vmm.set_private(base, size, true).unwrap()),
+        ("make shared", 4, 0, &|vmm| vmm.set_private(base, size, false).unwrap()),
+        ("punch a hole", 4, 0, &|vmm| vmm.punch_hole(offset, size).unwrap()),
+        ("discard", 0, 4, &|vmm| vmm.process.discard(vmm.ram + offset, size)),
+        ("nothing", 0, 0, &|_| {}),
+        // With the page that was populated.
+        ("delete the slot", 5, 4, &|vmm| {
+            let mut region: kvm::MemoryRegion2 = zerocopy::FromZeros::new_zeroed();
+            region.flags = kvm::MEM_GUEST_MEMFD;
+            vmm.ioctl(vmm.vm(), ioctl::SET_USER_MEMORY_REGION2, &mut region).unwrap();
+        }),
+    ];
+    for (name, private, shared, take) in ways {
+        let vmm = bench.built(Config { image_pages: 1, ..Config::default() }, move |guest| {
+            for n in 0..8 {
+                let page = base + n * PAGE_SIZE;
+                if n % 2 == 0 {
+                    guest.write(page, n);
+                } else {
+                    guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("share");
+                    guest.write(page | SHARED, n);
+                }
+            }
+            tell(guest, 1);
+        });
+        loop {
+            match vmm.run(0) {
+                Ok(Exit::MemoryFault { private, gpa, size }) => vmm.set_private(gpa, size, private).unwrap(),
+                Ok(Exit::Mmio { .. }) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        let stats = bench.system.stats();
+        let count = || (stats.rmi_calls(fid::DATA_DESTROY), stats.rmi_calls(fid::RTT_UNMAP_UNPROTECTED));
+        let before = count();
+        take(&vmm);
+        let after = count();
+        assert_eq!((after.0 - before.0, after.1 - before.1), (private, shared), "{name}");
+        bench.finish(vmm);
+    }
+}
+
+#[test]
+fn flaw_11_more_interrupts_than_list_registers_arrive_for_any_number_of_them() {
+    const LINES: u64 = 12;
+    for list_registers in [1, 2, 3, 16] {
+        let machine = Machine::boot(Shape { list_registers, ..Shape::default() });
+        let bench = Bench::on(machine, kvm::GENERATION_V2);
+        let vmm = bench.built(Config::default(), |guest| {
+            guest.execute(Op::Write { ipa: GICD | SHARED, size: 4, value: 0x12 }).unwrap();
+            guest.execute(Op::Write { ipa: (GICD + 0x84) | SHARED, size: 4, value: 0xFFFF_FFFF }).unwrap();
+            // Edges.
+            guest.execute(Op::Write { ipa: (GICD + 0xC08) | SHARED, size: 4, value: 0xAAAA_AAAA }).unwrap();
+            for intid in 32..32 + LINES {
+                guest
+                    .execute(Op::Write { ipa: (GICD + 0x400 + intid) | SHARED, size: 1, value: 0x80 })
+                    .unwrap();
+            }
+            guest
+                .execute(Op::Write { ipa: (GICD + 0x104) | SHARED, size: 4, value: (1 << LINES) - 1 })
+                .unwrap();
+            tell(guest, 1);
+            let mut seen = 0;
+            while seen != (1 << LINES) - 1 {
+                let intid = guest.take_interrupt();
+                assert_eq!(seen & 1 << (intid - 32), 0, "{intid} came twice");
+                seen |= 1 << (intid - 32);
+            }
+        });
+        assert_eq!(told(&vmm), 1);
+        for intid in 32..32 + LINES as u32 {
+            for level in [1, 0] {
+                let mut line = kvm::IrqLevel { irq: 1 << 24 | intid, level };
+                vmm.ioctl(vmm.vm(), ioctl::IRQ_LINE, &mut line).unwrap();
+            }
+        }
+        assert_eq!(vmm.run_to_end(0, &|_, _| 0), Ok(1), "{:#?}", bench.machine.log_lines());
+        bench.finish(vmm);
+    }
 }
 
 #[test]
@@ -255,6 +345,89 @@ fn flaw_19_a_change_of_all_memory_needs_no_reserve_of_tables() {
         }
     });
     assert_eq!(vmm.run_to_end(0, &|_, _| 0), Ok(1), "{:#?}", bench.machine.log_lines());
+    bench.finish(vmm);
+}
+
+#[test]
+fn flaw_29c_two_vcpus_that_need_one_table_make_it_once() {
+    let bench = Bench::new();
+    // Each block of 2 MiB needs a table of pages, and both vCPUs come to each at about the same time.
+    const BLOCKS: u64 = 6;
+    fn touch(guest: &Guest, own: u64) {
+        let meet = RAM_BASE + 0x10_0000;
+        for block in 1..BLOCKS {
+            guest.write(meet + own * 8, block);
+            while guest.read(meet + (1 - own) * 8) < block {}
+            for page in [own, 0x40 + own, 0x80] {
+                guest.write(RAM_BASE + block * 0x20_0000 + page * PAGE_SIZE, block);
+            }
+        }
+    }
+    bench.machine.load_program(SECOND, |guest| {
+        touch(guest, 1);
+        loop {
+            guest.wfi();
+        }
+    });
+    let config = Config { vcpus: 2, ram: BLOCKS * 0x20_0000, ..Config::default() };
+    let vmm = bench.built(config, |guest| {
+        guest.write(RAM_BASE + 0x10_0000, 0);
+        assert_eq!(guest.cpu_on(1, SECOND, 0), 0);
+        touch(guest, 0);
+    });
+    // By then the RMM has whatever tables initialising needed.
+    let before = bench.system.stats().rmi_calls(fid::RTT_CREATE);
+    vmm.run_all(&|_, _| 0);
+    let created = bench.system.stats().rmi_calls(fid::RTT_CREATE) - before;
+    assert_eq!(created, BLOCKS - 1, "{:#?}", bench.machine.log_lines());
+    bench.finish(vmm);
+}
+
+#[test]
+fn flaw_29e_a_cpu_on_that_the_rmm_does_not_complete_is_an_error_and_starts_nobody() {
+    let bench = Bench::new();
+    bench.machine.load_program(SECOND, |guest| {
+        guest.write(RAM_BASE + 0x10_0000, 1);
+        loop {
+            guest.wfi();
+        }
+    });
+    let vmm = bench.built(Config { vcpus: 2, ..Config::default() }, |guest| {
+        guest.write(RAM_BASE + 0x10_0000, 0);
+        assert_eq!(guest.cpu_on(1, SECOND, 0), 0);
+        while guest.read(RAM_BASE + 0x10_0000) == 0 {}
+    });
+    let state = || {
+        let mut state = 0u32;
+        vmm.ioctl(vmm.vcpus[1], ioctl::GET_MP_STATE, &mut state).unwrap();
+        state
+    };
+    for (x0, errno) in [(1, Errno::ENXIO), (3, Errno::EAGAIN), (0x99, Errno::EIO)] {
+        // The call stays open, so each later entry is refused; the first answer counts.
+        let bench = Bench::new();
+        bench.machine.load_program(SECOND, |_| panic!("nobody switched it on"));
+        let vmm = bench.built(Config { vcpus: 2, ..Config::default() }, |guest| {
+            guest.cpu_on(1, SECOND, 0);
+            panic!("the call was not answered");
+        });
+        bench.kernel.answer(fid::PSCI_COMPLETE, Some(x0));
+        assert_eq!(vmm.run(0), Err(errno));
+        let mut state = 0u32;
+        vmm.ioctl(vmm.vcpus[1], ioctl::GET_MP_STATE, &mut state).unwrap();
+        assert_eq!(state, kvm::mp_state::STOPPED);
+        assert_eq!(vmm.run(0), Err(Errno::ENXIO));
+        bench.finish(vmm);
+    }
+    // Whoever finds out why may complete it after all.
+    bench.kernel.answer(fid::PSCI_COMPLETE, Some(1));
+    assert_eq!(vmm.run(0), Err(Errno::ENXIO));
+    assert_eq!(state(), kvm::mp_state::STOPPED);
+    bench.kernel.answer(fid::PSCI_COMPLETE, None);
+    let mut complete = kvm::RmmPsciComplete { target_mpidr: 1, psci_status: 0, padding: [0; 3] };
+    vmm.ioctl(vmm.vcpus[0], kvm::GENERATION_V2.psci_complete, &mut complete).unwrap();
+    let mut runnable = kvm::mp_state::RUNNABLE;
+    vmm.ioctl(vmm.vcpus[1], ioctl::SET_MP_STATE, &mut runnable).unwrap();
+    vmm.run_all(&|_, _| 0);
     bench.finish(vmm);
 }
 

@@ -1,7 +1,7 @@
 //! The device attributes of `KVM_DEV_TYPE_ARM_VGIC_V3`: how a VMM configures the GIC before the first run.
 
+use crate::sync::Ordering;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use lock_api::{Mutex, RawMutex};
 

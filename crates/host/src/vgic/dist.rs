@@ -1,8 +1,8 @@
 //! The distributor: shared peripheral interrupts, where they are routed, and the registers for them. And the state that
 //! LPIs share with it.
 
+use crate::sync::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 
 use lock_api::RawMutex;
 

@@ -7,8 +7,8 @@
 //! `registers` sleeps and is taken for orders, which thus come one after the other. A message takes the lock of the list
 //! of devices, or none if its sender remembers the translation.
 
+use crate::sync::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use lock_api::{Mutex, RawMutex};
 

@@ -1,7 +1,7 @@
 //! LPIs: interrupts without lines and without an active state, that an ITS makes pending. Their configuration lies in
 //! the guest's memory and is copied here when the guest says so (`INV`, `INVALL`, enabling them at a redistributor).
 
-use core::sync::atomic::Ordering::SeqCst;
+use crate::sync::Ordering::SeqCst;
 
 use lock_api::RawMutex;
 

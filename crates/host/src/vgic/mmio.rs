@@ -4,7 +4,7 @@
 //! What the architecture reserves, what has no meaning with affinity routing and one security state, and
 //! accesses of a size or alignment that a register does not have read as zero and ignore writes.
 
-use core::sync::atomic::Ordering::SeqCst;
+use crate::sync::Ordering::SeqCst;
 
 use lock_api::RawMutex;
 

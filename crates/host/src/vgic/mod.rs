@@ -45,8 +45,8 @@ mod tests;
 mod translate;
 mod types;
 
+use crate::sync::{AtomicBool, Ordering};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use lock_api::{Mutex, RawMutex};
 use spin::Once;

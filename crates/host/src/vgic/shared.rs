@@ -1,9 +1,9 @@
 //! Interrupts that any vCPU may get: SPIs and LPIs. Each has its own lock, and each vCPU a map of those that it has to
 //! look at, so that vCPUs whose interrupts differ never wait for each other.
 
+use crate::sync::{AtomicU64, Ordering::SeqCst};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use lock_api::{Mutex, RawMutex};
 use spin::Once;

@@ -1,10 +1,10 @@
 //! What an ITS remembers: devices, their events, collections. Kept here, never in the guest's tables, and bounded: a
 //! guest decides how much of it there is.
 
+use crate::sync::{AtomicU64, Ordering::SeqCst};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use lock_api::{Mutex, RawMutex};
 use spin::Once;

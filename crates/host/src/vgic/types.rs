@@ -1,6 +1,6 @@
 //! Values exchanged with the run loop.
 
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use crate::sync::{AtomicU64, Ordering::SeqCst};
 
 /// List registers of `rec_enter` and `rec_exit`.
 pub const MAX_LRS: usize = 16;

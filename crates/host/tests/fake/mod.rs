@@ -48,6 +48,7 @@ struct State {
     killed: bool,
     pins: usize,
     rescheduled: usize,
+    largest_allocation: usize,
     /// MPIDRs in the order of `REC_CREATE`.
     mpidrs: Vec<u64>,
     /// The first 48 bytes of the last Realm's parameters: flags, s2sz, sve_vl, num_bps, num_wps, pmu_num_ctrs.
@@ -97,6 +98,11 @@ impl Fake {
 
     pub(crate) fn mpidrs(&self) -> Vec<u64> {
         self.0.lock().unwrap().mpidrs.clone()
+    }
+
+    /// Most pages that were asked for at once.
+    pub(crate) fn largest_allocation(&self) -> usize {
+        self.0.lock().unwrap().largest_allocation
     }
 
     /// How often others were given a chance.
@@ -406,6 +412,7 @@ impl Kernel for Fake {
     fn alloc_contiguous(&self, count: usize) -> Result<Vec<FakePage>> {
         let mut state = self.0.lock().unwrap();
         let size = count as u64 * PAGE;
+        state.largest_allocation = state.largest_allocation.max(count);
         let first = state.next_page.next_multiple_of(size);
         state.next_page = first + size;
         let pages = (0..count as u64).map(|n| {
