@@ -102,7 +102,8 @@ fn flaw_08_every_way_of_taking_memory_away_takes_the_face_that_it_names() {
     let size = 8 * PAGE_SIZE;
     let offset = base - RAM_BASE;
     // Pages of both faces, one after the other; and what the VMM then does to all of them.
-    let ways: [(&str, u64, u64, &dyn Fn(&Vmm)); 6] = [
+    type Way<'a> = (&'a str, u64, u64, &'a dyn Fn(&Vmm));
+    let ways: [Way<'_>; 6] = [
         ("make private", 0, 4, &|vmm| vmm.set_private(base, size, true).unwrap()),
         ("make shared", 4, 0, &|vmm| vmm.set_private(base, size, false).unwrap()),
         ("punch a hole", 4, 0, &|vmm| vmm.punch_hole(offset, size).unwrap()),
