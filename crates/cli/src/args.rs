@@ -84,10 +84,9 @@ pub(crate) struct RunArgs {
     /// the file's name does not say it (may be repeated)
     #[arg(long = "disk", value_name = "FILE[,ro][,format=F]", value_parser = crate::run::disks::parse)]
     pub(crate) disks: Vec<crate::run::disks::DiskArg>,
-    /// A network card: `tap=NAME` for a tap interface of the host, or `socket=PATH` for a user-mode network that needs no
-    /// privileges, such as `passt --socket PATH`; `,mac=ADDRESS` sets its address (may be repeated)
-    #[arg(long = "net", value_name = "PLUG[,mac=ADDRESS]", value_parser = crate::run::nets::parse)]
-    pub(crate) nets: Vec<crate::run::nets::NetArg>,
+    /// Network cards
+    #[command(flatten)]
+    pub(crate) nets: crate::run::nets::NetArgs,
     /// What the Realm is created with
     #[command(flatten)]
     pub(crate) realm: RealmArgs,

@@ -23,7 +23,7 @@ const GUEST_MODULES: &[&str] = &[
     "vmw_vsock_virtio_transport",
 ];
 /// What the emulated host loads for devices that it has.
-const HOST_MODULES: &[&str] = &["tun", "virtio_blk", "virtio_net"];
+const HOST_MODULES: &[&str] = &["bridge", "tun", "virtio_blk", "virtio_net"];
 /// Loads a module, in the guest and on the emulated host.
 const LOAD_MODULE: &str = include_str!("../../guest/bin/load-module");
 /// The host's first program.

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod cpio;
 pub(crate) mod images;
 pub(crate) mod machine;
+mod nets;
 pub(crate) mod payload;
 pub(crate) mod protocol;
 pub(crate) mod report;
@@ -61,8 +62,7 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
     let initrd = initramfs::host(&environment, &parts)?;
     timeline.mark("build");
 
-    let mut config = config(&environment, &images, &args.machine, args.cpus, args.memory, initrd)?;
-    config.extra.extend(drives(args)?);
+    let config = realm_config(&environment, &images, args, initrd)?;
     let job = realm_job(&config, args)?;
     if args.exec.is_none() && std::io::stdin().is_terminal() {
         ui::say("starting a Realm; Ctrl-A X or the guest's `poweroff` ends it");
@@ -181,7 +181,7 @@ pub(crate) fn host_command(
 /// A job that runs a Realm.
 pub(crate) fn realm_job(config: &Config, args: &RunArgs) -> Result<Job> {
     Ok(Job {
-        argv: Some(realm_argv(args)?),
+        argv: Some(nets::joined(&args.nets, realm_argv(args)?)),
         io: if args.exec.is_some() { Io::Exec } else { Io::Console },
         module: true,
         events: true,
@@ -259,10 +259,9 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
     ] {
         add(flag, value.map(|number| number.to_string()));
     }
-    anyhow::ensure!(
-        args.nets.is_empty(),
-        "the emulated host's interfaces are its own: use --net with `realm run` in `realm lab`"
-    );
+    for card in nets::inner(&args.nets) {
+        add("--net", Some(card));
+    }
     anyhow::ensure!(args.disks.len() <= 16, "the emulated machine takes 16 disks at most");
     for (letter, disk) in ('a'..).zip(&args.disks) {
         let read_only = if disk.read_only { ",ro" } else { "" };
@@ -328,6 +327,19 @@ pub(crate) fn config(
         accel: args.accel.clone(),
         extra: args.qemu_args.clone(),
     })
+}
+
+/// The machine for a Realm: with a disk and a network card for each of the guest's.
+pub(crate) fn realm_config(
+    environment: &Environment,
+    images: &Images,
+    args: &RunArgs,
+    initrd: PathBuf,
+) -> Result<Config> {
+    let mut config = config(environment, images, &args.machine, args.cpus, args.memory, initrd)?;
+    config.extra.extend(drives(args)?);
+    config.extra.extend(nets::cards(&args.nets)?);
+    Ok(config)
 }
 
 /// The stages to wait for.

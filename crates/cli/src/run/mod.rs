@@ -20,7 +20,7 @@ use vmm::plan::{Plan, Shape};
 use disks::DiskArg;
 use events::Events;
 use manifest::Manifest;
-use nets::NetArg;
+use nets::NetArgs;
 
 /// What to run and where its output goes. Plain data: the command line's parser fills it in.
 #[derive(Debug, Clone)]
@@ -49,8 +49,8 @@ pub(crate) struct RunOptions {
     pub(crate) plain: bool,
     /// Disks, in their order.
     pub(crate) disks: Vec<DiskArg>,
-    /// Network cards, in their order.
-    pub(crate) nets: Vec<NetArg>,
+    /// Network cards, in their order, and the ports behind them.
+    pub(crate) nets: NetArgs,
     /// What the Realm is created with.
     pub(crate) realm: RealmOptions,
     /// Width of guest physical addresses.
@@ -74,7 +74,7 @@ impl Default for RunOptions {
             verbose: false,
             plain: false,
             disks: Vec::new(),
-            nets: Vec::new(),
+            nets: NetArgs::default(),
             realm: RealmOptions::default(),
             ipa_bits: None,
             manifest: None,
@@ -148,7 +148,7 @@ fn cmdline(opts: &RunOptions) -> String {
         (false, None) => words.push_str(" loglevel=6"),
     }
     // Linux sizes its bounce buffers after the memory (512 KiB here), and a disk's longest request finds no room in that.
-    if !opts.disks.is_empty() || !opts.nets.is_empty() {
+    if !opts.disks.is_empty() || !opts.nets.cards.is_empty() {
         words.push_str(" swiotlb=8192");
     }
     if let Some(more) = &opts.cmdline {

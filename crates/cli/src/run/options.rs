@@ -28,6 +28,7 @@ pub(crate) fn from_args(args: &RunArgs) -> Result<RunOptions> {
         watchpoints: args.realm.watchpoints.unwrap_or(realm.watchpoints),
     };
     realm.check()?;
+    args.nets.check().map_err(anyhow::Error::msg)?;
     Ok(RunOptions {
         device,
         kernel: args.kernel.clone().unwrap_or(defaults.kernel),

@@ -9,12 +9,14 @@
 //! | [`firmware`] | do monitor and RMM keep their promises, without and with a host kernel? |
 //! | [`realms`] | do Realms live and end as they should? |
 //! | [`devices`] | do their devices work? |
+//! | [`network`] | do they reach the outside, and does it reach them? |
 //! | [`guide`] | does docs/guide.md say the truth? |
 
 mod code;
 mod devices;
 mod firmware;
 mod guide;
+mod network;
 mod realms;
 
 use std::path::PathBuf;
@@ -179,11 +181,16 @@ fn host_script(
 
 /// `realm run --exec` as a user starts it, but with its output caught.
 fn exec(environment: &Environment, command: &str) -> Result<(u8, String)> {
+    exec_with(environment, command, RunArgs::default())
+}
+
+/// As [`exec`], with flags.
+fn exec_with(environment: &Environment, command: &str, arguments: RunArgs) -> Result<(u8, String)> {
     let images = build::for_run(environment)?;
-    let arguments = RunArgs { exec: Some(command.to_owned()), ..RunArgs::default() };
+    let arguments = RunArgs { exec: Some(command.to_owned()), ..arguments };
     let parts = lab::host_parts(environment, &images, &None, &None, &[]);
     let initrd = initramfs::host(environment, &parts)?;
-    let config = lab::config(environment, &images, &arguments.machine, None, None, initrd)?;
+    let config = lab::realm_config(environment, &images, &arguments, initrd)?;
     let job = Job {
         capture: true,
         progress: false,

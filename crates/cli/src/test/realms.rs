@@ -2,15 +2,23 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{COUNTERS, exec, host_script};
+use super::network::Outside;
+use super::{COUNTERS, exec, exec_with, host_script};
 use crate::build;
 use crate::setup::Environment;
 
-/// Output, errors elsewhere, status, and what the guest's kernel found out about where it runs.
+/// Output, errors elsewhere, status, what the guest's kernel found out about where it runs, and the network that needs no
+/// privileges: out to this machine, and in through a published port.
 pub(super) fn exec_gives(environment: &Environment) -> Result<()> {
-    let command = "echo one; echo error >&2; echo two; dmesg | grep -c 'Using RSI version'; exit 7";
-    let result = exec(environment, command)?;
-    ensure!(result == (7, "one\ntwo\n1\n".to_owned()), "status and output are {result:?}");
+    let network = Outside::start()?;
+    let command = format!(
+        "echo one; echo error >&2; echo two; dmesg | grep -c 'Using RSI version'\n\
+         echo published >/tmp/index.html; httpd -p 80 -h /tmp; wget -q -O - http://10.0.2.2:{}/\n\
+         exit 7",
+        network.port
+    );
+    let result = exec_with(environment, &command, network.flags())?;
+    ensure!(result == (7, "one\ntwo\n1\npublished\n".to_owned()), "status and output are {result:?}");
     Ok(())
 }
 
