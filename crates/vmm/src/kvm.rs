@@ -9,11 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use cca_abi::kvm::{
-    CreateDevice, CreateGuestMemfd, DeviceAttr, EnableCap, GENERATION_V2, IrqLevel, MemoryAttributes,
-    MemoryRegion, MemoryRegion2, OneReg, RmeConfigItem, RmeInitIpa, RmePopulate, VcpuEvents, VcpuInit, ioctl,
-    reg, rme, run, vcpu_attr, vcpu_feature,
+    CreateDevice, CreateGuestMemfd, DeviceAttr, EnableCap, GENERATION_V2, Ioeventfd, IrqLevel, IrqRouting,
+    IrqRoutingEntry, Irqfd, MemoryAttributes, MemoryRegion, MemoryRegion2, OneReg, RmeConfigItem, RmeInitIpa,
+    RmePopulate, VcpuEvents, VcpuInit, event, ioctl, reg, rme, run, vcpu_attr, vcpu_feature,
 };
-use zerocopy::FromZeros;
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{Error, Layer, Result};
 
@@ -53,6 +53,17 @@ fn owned(fd: RawFd) -> OwnedFd {
 
 fn pointer<T>(value: &mut T) -> u64 {
     u64::try_from(std::ptr::from_mut(value).expose_provenance()).unwrap_or(u64::MAX)
+}
+
+/// What a device writes, and where, to raise a message-signalled interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Guest physical address.
+    pub address: u64,
+    /// The value.
+    pub data: u32,
+    /// The device's number, as the ITS knows it.
+    pub device: u32,
 }
 
 /// The device.
@@ -197,6 +208,54 @@ impl Vm {
         const FIRST_SPI: u32 = 32;
         let mut argument = IrqLevel { irq: TYPE_SPI | (FIRST_SPI + spi), level: level.into() };
         done(ioctl_with(&self.0, ioctl::IRQ_LINE, &mut argument), "KVM_IRQ_LINE")
+    }
+
+    /// Replaces the table that says which message each global interrupt (GSI) is.
+    pub fn set_message_routes(&self, routes: impl Iterator<Item = (u32, Message)>) -> Result<()> {
+        let entries: Vec<IrqRoutingEntry> = routes
+            .map(|(gsi, message)| IrqRoutingEntry {
+                gsi,
+                kind: event::ROUTING_MSI,
+                flags: event::MSI_VALID_DEVID,
+                pad: 0,
+                u: [
+                    u32::try_from(message.address & 0xffff_ffff).unwrap_or(0),
+                    u32::try_from(message.address >> 32).unwrap_or(0),
+                    message.data,
+                    message.device,
+                    0,
+                    0,
+                    0,
+                    0,
+                ],
+            })
+            .collect();
+        let nr = u32::try_from(entries.len()).map_err(|_| Error::vmm("too many interrupts"))?;
+        let mut table = IrqRouting { nr, flags: 0 }.as_bytes().to_vec();
+        entries.iter().for_each(|entry| table.extend(entry.as_bytes()));
+        // SAFETY: the kernel reads a header and as many entries as it says, which is what the vector holds.
+        let status = unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                libc::c_ulong::from(ioctl::SET_GSI_ROUTING) as _,
+                table.as_mut_ptr(),
+            )
+        };
+        if status < 0 { Err(failed("KVM_SET_GSI_ROUTING", last_errno())) } else { Ok(()) }
+    }
+
+    /// Makes an eventfd raise a global interrupt whenever it is signalled, for as long as it is open.
+    pub fn connect_interrupt(&self, gsi: u32, fd: RawFd) -> Result<()> {
+        let fd = u32::try_from(fd).map_err(|_| Error::vmm("a file descriptor is negative"))?;
+        let mut argument = Irqfd { fd, gsi, flags: 0, resamplefd: 0, pad: [0; 16] };
+        done(ioctl_with(&self.0, ioctl::IRQFD, &mut argument), "KVM_IRQFD")
+    }
+
+    /// Makes stores of any length to `address` signal an eventfd instead of ending `KVM_RUN`, or no longer.
+    pub fn set_doorbell(&self, address: u64, fd: RawFd, there: bool) -> Result<()> {
+        let flags = if there { 0 } else { event::IOEVENTFD_DEASSIGN };
+        let mut argument = Ioeventfd { datamatch: 0, addr: address, len: 0, fd, flags, pad: [0; 36] };
+        done(ioctl_with(&self.0, ioctl::IOEVENTFD, &mut argument), "KVM_IOEVENTFD")
     }
 
     /// Chooses the hash of the Realm's measurement: `rme::HASH_SHA256` or `rme::HASH_SHA512`.

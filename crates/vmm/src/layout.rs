@@ -36,7 +36,7 @@ pub const PCI_MMIO_SIZE: u64 = RAM_BASE - PCI_MMIO_BASE;
 /// Functions on the bus.
 pub const PCI_SLOTS: usize = 32;
 /// Bytes of registers that a function has.
-pub const PCI_BAR_SIZE: u64 = 0x4000;
+pub const PCI_BAR_SIZE: u64 = 0x8000;
 /// Shared peripheral interrupt of the first slot; each slot has one of its own.
 pub const PCI_FIRST_SPI: u32 = 64;
 /// The device tree's blob always has this size, padded with zeroes.

@@ -9,12 +9,13 @@
 //! | [`memory`] | what of the guest's RAM does this process see? |
 //! | [`kvm`], [`probe`] | how is the device called, and what can it do? |
 //! | [`machine`] | in which order is a Realm built? |
-//! | [`bus`], [`serial`], [`pci`] | what does the guest see when it touches a device? |
+//! | [`bus`], [`serial`], [`pci`], [`msix`] | what does the guest see when it touches a device? |
+//! | [`wiring`] | how do devices interrupt the guest, and the guest's stores reach devices, without this process? |
 //! | [`virtio`] | what do disks, terminals and the like do? |
 //! | [`disk`], [`link`] | what is in a disk's file, and at the other end of a network card's wire? |
 //! | [`runner`] | what happens while the CPUs run? |
 //! | [`control`] | how does the guest's init learn what to do? |
-//! | [`terminal`], [`mailbox`] | how do user and threads talk to it all? |
+//! | [`terminal`], [`mailbox`], [`eventfd`] | how do user and threads talk to it all? |
 //!
 //! Everything compiles on every architecture and is tested where `cargo test` runs; only the device itself is
 //! arm64's.
@@ -23,6 +24,7 @@ pub mod bus;
 pub mod control;
 pub mod disk;
 mod error;
+pub mod eventfd;
 pub mod fdt;
 pub mod image;
 pub mod kvm;
@@ -31,6 +33,7 @@ pub mod link;
 pub mod machine;
 pub mod mailbox;
 pub mod memory;
+pub mod msix;
 pub mod pci;
 pub mod plan;
 pub mod probe;
@@ -38,5 +41,6 @@ pub mod runner;
 pub mod serial;
 pub mod terminal;
 pub mod virtio;
+pub mod wiring;
 
 pub use error::{Error, Layer, Result};

@@ -90,6 +90,8 @@ pub struct Machine {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) vm: Vm,
     pub(crate) memory: Memory,
+    /// Devices may send messages.
+    pub(crate) has_its: bool,
 }
 
 /// The guest's RAM.
@@ -117,7 +119,7 @@ impl Machine {
             memory.shared.write(segment.address - RAM_BASE, &segment.bytes)?;
         }
         let vcpus = create_cpus(&kvm, &vm, layout, kind)?;
-        create_gic(&vm, layout)?;
+        let has_its = create_gic(&vm, layout)?;
 
         if let Kind::Realm(options) = kind {
             if options.pmu_counters.is_some() {
@@ -144,7 +146,7 @@ impl Machine {
             on_stage(Stage::Populated);
         }
         on_stage(Stage::Activated);
-        Ok(Self { vcpus, vm, memory })
+        Ok(Self { vcpus, vm, memory, has_its })
     }
 }
 
@@ -166,6 +168,11 @@ impl Memory {
             }
         };
         Ok(Self { shared, private, size, alias })
+    }
+
+    /// The bit that makes an address a shared one, 0 where there is none.
+    pub(crate) fn alias(&self) -> u64 {
+        self.alias
     }
 
     /// What devices see of it.
@@ -268,7 +275,8 @@ fn shape_cpu(vcpu: &Vcpu, options: &RealmOptions) -> Result<()> {
     Ok(())
 }
 
-fn create_gic(vm: &Vm, layout: &Layout) -> Result<()> {
+/// Whether there is an ITS as well.
+fn create_gic(vm: &Vm, layout: &Layout) -> Result<bool> {
     let gic = vm.create_device(device_type::ARM_VGIC_V3)?;
     let mut distributor = GICD_BASE;
     gic.set(vgic_attr::GRP_ADDR, vgic_attr::ADDR_DIST, &mut distributor, "placing the GIC's distributor")?;
@@ -279,12 +287,19 @@ fn create_gic(vm: &Vm, layout: &Layout) -> Result<()> {
         &mut redistributors,
         "placing the GIC's redistributors",
     )?;
-    let its = vm.create_device(device_type::ARM_VGIC_ITS)?;
+    // A module that has none does no harm: the guest finds nothing behind the node of its device tree, and devices
+    // interrupt by their lines.
+    let its = vm.create_device(device_type::ARM_VGIC_ITS).ok();
     let mut frame = layout.its();
-    its.set(vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, &mut frame, "placing the ITS")?;
+    if let Some(its) = &its {
+        its.set(vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, &mut frame, "placing the ITS")?;
+    }
     let mut interrupts = GIC_INTERRUPTS;
     gic.set(vgic_attr::GRP_NR_IRQS, 0, &mut interrupts, "setting the GIC's number of interrupts")?;
     let mut nothing = 0u64;
     gic.set(vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, &mut nothing, "initializing the GIC")?;
-    its.set(vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, &mut nothing, "initializing the ITS")
+    if let Some(its) = &its {
+        its.set(vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, &mut nothing, "initializing the ITS")?;
+    }
+    Ok(its.is_some())
 }

@@ -127,7 +127,9 @@ impl Config {
         self.u16(COMMAND) & COMMAND_INTX_DISABLE != 0
     }
 
-    fn u16(&self, at: usize) -> u16 {
+    /// Two bytes at an offset that a capability or the header has.
+    #[must_use]
+    pub fn u16(&self, at: usize) -> u16 {
         u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
     }
 

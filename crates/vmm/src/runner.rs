@@ -17,6 +17,7 @@ use crate::pci::{Function, Host};
 use crate::virtio::Device;
 use crate::virtio::transport::VirtioPci;
 use crate::virtio::worker::Report;
+use crate::wiring::{KvmWiring, Wiring};
 use crate::{Error, Layer, Result};
 
 /// How a machine ended.
@@ -70,16 +71,17 @@ impl Runner {
         if devices.len() > PCI_SLOTS {
             return Err(Error::vmm(format!("{} devices; {PCI_SLOTS} are possible", devices.len())));
         }
-        let Machine { vcpus, vm, memory } = machine;
+        let Machine { vcpus, vm, memory, has_its } = machine;
         let vm = Arc::new(vm);
-        let lines = vm.clone();
-        let set_line: SetLine = Arc::new(move |spi, level| lines.set_spi(spi, level));
+        let wiring: Arc<dyn Wiring> = Arc::new(KvmWiring::new(vm.clone(), memory.alias(), has_its));
+        let lines = wiring.clone();
+        let set_line: SetLine = Arc::new(move |spi, level| lines.set_line(spi, level));
         let view = Arc::new(memory.view());
         let devices = devices
             .into_iter()
             .enumerate()
             .map(|(slot, device)| {
-                VirtioPci::new(slot, device, view.clone(), set_line.clone(), report.clone()).map(Arc::new)
+                VirtioPci::new(slot, device, view.clone(), wiring.clone(), report.clone()).map(Arc::new)
             })
             .collect::<Result<Vec<_>>>()?;
         let pci = Host::new(devices.iter().map(|device| device.clone() as Arc<dyn Function>).collect());

@@ -1,17 +1,24 @@
 //! virtio 1.2 devices: what a device is, and what it may do with its queues.
 //!
-//! Each device has a thread of its own ([`worker`]); the CPUs' threads only touch registers ([`transport`]). Rings and
+//! Each device has a thread of its own ([`worker`]), which the guest's notifications wake without the CPUs' threads; those
+//! only touch registers ([`transport`]). Rings and
 //! buffers lie in memory that the guest writes at any time, so everything is copied once and then judged. A
 //! guest that breaks the rules gets the device's `DEVICE_NEEDS_RESET` and a line on our standard error; it can
 //! reset the device and go on.
 
 pub mod block;
+pub mod config;
 pub mod console;
+pub mod interrupt;
 pub mod net;
 pub mod rng;
 pub mod transport;
 pub mod worker;
 
+#[cfg(test)]
+mod msix_tests;
+#[cfg(test)]
+mod race_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -71,6 +78,14 @@ pub trait Device: Send {
     /// Its configuration space.
     fn config(&self) -> Vec<u8> {
         Vec::new()
+    }
+    /// The bits of it that the driver may change; all others keep their value whatever is written.
+    fn config_writable(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// The driver has written its configuration space: see [`Active::config`].
+    fn config_written(&mut self, _active: &mut Active) -> Served {
+        Ok(())
     }
     /// The driver is ready.
     fn activate(&mut self, _active: &mut Active) -> Served {
@@ -156,7 +171,21 @@ impl Active {
         let memory = self.memory.clone();
         let Some(queue) = self.get(index) else { return Ok(()) };
         if queue.needs_notification(&*memory)? {
-            self.shared.interrupt.queue()?;
+            self.shared.interrupt.queue(index)?;
+        }
+        Ok(())
+    }
+
+    /// The configuration space with what the driver has written.
+    #[must_use]
+    pub fn config(&self) -> Vec<u8> {
+        self.shared.config.bytes()
+    }
+
+    /// Changes the configuration space and tells the driver, if that is a change.
+    pub fn set_config(&mut self, offset: usize, bytes: &[u8]) -> Served {
+        if self.shared.config.set(offset, bytes) {
+            self.shared.interrupt.config()?;
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! A driver for tests: it plays the guest's part through the registers and in the guest's memory, by the rules or
 //! against them.
 
+use std::collections::BTreeMap;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -8,16 +10,91 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::Device;
 use super::transport::VirtioPci;
+use crate::Result;
+use crate::eventfd::EventFd;
+use crate::kvm::Message;
 use crate::layout::RAM_BASE;
 use crate::memory::{GuestView, SharedMemory};
 use crate::pci::Function;
+use crate::wiring::Wiring;
 
 /// Bytes of RAM, of which the second half is private.
 pub(super) const RAM: u64 = 0x20_0000;
 const QUEUE_BYTES: u64 = 0x4000;
 
+/// A machine that remembers what its devices asked for.
+#[derive(Default)]
+pub(super) struct Wires {
+    pub(super) lines: Mutex<BTreeMap<u32, bool>>,
+    pub(super) routes: Mutex<BTreeMap<u32, Message>>,
+    pub(super) connected: Mutex<BTreeMap<u32, OwnedFd>>,
+    pub(super) doorbells: Mutex<BTreeMap<u64, OwnedFd>>,
+    pub(super) without_its: bool,
+}
+
+fn duplicate(event: &EventFd) -> OwnedFd {
+    // SAFETY: a system call without pointers; the new descriptor is checked and owned.
+    unsafe {
+        let fd = libc::dup(event.fd());
+        assert!(fd >= 0);
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+impl Wires {
+    /// How often a global interrupt was raised since the last look.
+    pub(super) fn raised(&self, gsi: u32) -> u64 {
+        use std::io::Read as _;
+        let connected = self.connected.lock().unwrap();
+        let Some(fd) = connected.get(&gsi) else { return 0 };
+        let mut count = [0; 8];
+        let mut file = std::fs::File::from(fd.try_clone().unwrap());
+        file.read_exact(&mut count).map_or(0, |()| u64::from_ne_bytes(count))
+    }
+
+    /// Rings the doorbell at an address, if there is one.
+    pub(super) fn ring(&self, address: u64) -> bool {
+        use std::io::Write as _;
+        let doorbells = self.doorbells.lock().unwrap();
+        let Some(fd) = doorbells.get(&address) else { return false };
+        let _ = std::fs::File::from(fd.try_clone().unwrap()).write_all(&1u64.to_ne_bytes());
+        true
+    }
+}
+
+impl Wiring for Wires {
+    fn set_line(&self, spi: u32, level: bool) -> Result<()> {
+        self.lines.lock().unwrap().insert(spi, level);
+        Ok(())
+    }
+
+    fn has_messages(&self) -> bool {
+        !self.without_its
+    }
+
+    fn route(&self, gsi: u32, message: Message) -> Result<()> {
+        self.routes.lock().unwrap().insert(gsi, message);
+        Ok(())
+    }
+
+    fn connect(&self, gsi: u32, event: &EventFd) -> Result<()> {
+        assert!(self.connected.lock().unwrap().insert(gsi, duplicate(event)).is_none(), "connected twice");
+        Ok(())
+    }
+
+    fn doorbell(&self, address: u64, event: &EventFd, there: bool) -> bool {
+        let mut doorbells = self.doorbells.lock().unwrap();
+        if there && !doorbells.contains_key(&address) {
+            doorbells.insert(address, duplicate(event)).is_none()
+        } else {
+            !there && doorbells.remove(&address).is_some()
+        }
+    }
+}
+
 pub(super) struct Driver {
-    pub(super) device: VirtioPci,
+    pub(super) device: Arc<VirtioPci>,
+    pub(super) wires: Arc<Wires>,
     pub(super) view: GuestView,
     pub(super) reports: Arc<Mutex<Vec<String>>>,
     queues: Vec<Ring>,
@@ -41,6 +118,11 @@ pub(super) enum Part<'a> {
 
 impl Driver {
     pub(super) fn new(device: Box<dyn Device>) -> Self {
+        Self::on(device, Wires::default())
+    }
+
+    pub(super) fn on(device: Box<dyn Device>, wires: Wires) -> Self {
+        let wires = Arc::new(wires);
         let memory = Arc::new(SharedMemory::new(RAM, true).unwrap());
         memory.set_shared(0, RAM / 2, true);
         let view = GuestView::new(memory, 1 << 32);
@@ -50,11 +132,20 @@ impl Driver {
             1,
             device,
             Arc::new(view.clone()),
-            Arc::new(|_, _| Ok(())),
+            wires.clone(),
             Arc::new(move |text| sink.lock().unwrap().push(text.to_owned())),
         )
         .unwrap();
-        Self { device, view, reports, queues: Vec::new(), event_idx: false, next_buffer: RAM_BASE + 0x8_0000 }
+        let device = Arc::new(device);
+        Self {
+            device,
+            wires,
+            view,
+            reports,
+            queues: Vec::new(),
+            event_idx: false,
+            next_buffer: RAM_BASE + 0x8_0000,
+        }
     }
 
     pub(super) fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
@@ -71,9 +162,24 @@ impl Driver {
         self.get::<1>(20)[0]
     }
 
+    /// Resets the device and waits for it.
+    pub(super) fn reset(&self) {
+        self.put(20, &[0]);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.status() != 0 {
+            assert!(Instant::now() < deadline, "the reset does not end");
+            std::thread::yield_now();
+        }
+    }
+
     /// Goes through the initialization that the specification prescribes.
     pub(super) fn start(&mut self, wanted: u64) {
-        self.put(20, &[0]);
+        self.reset();
+        self.start_at_once(wanted);
+    }
+
+    /// As [`Driver::start`], without a reset.
+    pub(super) fn start_at_once(&mut self, wanted: u64) {
         self.put(20, &[1]);
         self.put(20, &[3]);
         let mut offered = 0;
@@ -109,6 +215,13 @@ impl Driver {
 
     /// Makes a chain available; returns the addresses of its buffers.
     pub(super) fn give(&mut self, queue: usize, parts: &[Part<'_>]) -> Vec<u64> {
+        let addresses = self.give_quietly(queue, parts);
+        self.kick_if_wanted(queue);
+        addresses
+    }
+
+    /// Makes a chain available and tells nobody.
+    pub(super) fn give_quietly(&mut self, queue: usize, parts: &[Part<'_>]) -> Vec<u64> {
         let mut addresses = Vec::new();
         let buffers: Vec<(u64, u32, u16)> = parts
             .iter()
@@ -129,12 +242,17 @@ impl Driver {
                 (at, u32::try_from(len).unwrap(), flags)
             })
             .collect();
-        self.give_raw(queue, &buffers);
+        self.put_raw(queue, &buffers);
         addresses
     }
 
     /// Makes a chain of any descriptors available: address, length, flags.
     pub(super) fn give_raw(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {
+        self.put_raw(queue, buffers);
+        self.kick_if_wanted(queue);
+    }
+
+    fn put_raw(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {
         let ring = &mut self.queues[queue];
         let count = u16::try_from(buffers.len()).unwrap();
         // Tests wait for each chain before the table is used again.
@@ -155,6 +273,11 @@ impl Driver {
         self.view.write_slice(&first.to_le_bytes(), GuestAddress(avail + 4 + 2 * place)).unwrap();
         self.view.write_slice(&index.wrapping_add(1).to_le_bytes(), GuestAddress(avail + 2)).unwrap();
         ring.next = (first + count) % ring.size;
+    }
+
+    fn kick_if_wanted(&self, queue: usize) {
+        let ring = self.queues[queue];
+        let index = u16::from_le_bytes(read::<2>(&self.view, ring.base + 0x2000 + 2)).wrapping_sub(1);
         // A driver notifies when the device has asked for it, and not otherwise.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let wanted = u16::from_le_bytes(read(&self.view, ring.base + 0x3000 + 4 + 8 * u64::from(ring.size)));

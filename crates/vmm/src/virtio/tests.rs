@@ -168,7 +168,7 @@ fn rings_and_buffers_in_private_memory_are_the_guests_mistake() {
     driver.give_raw(0, &[((RAM_BASE + 0x8_0000) | 1 << 32, 16, 2)]);
     assert_eq!(driver.take(0), Some(16));
     // Rings in private memory: the device does not come up.
-    driver.put(20, &[0]);
+    driver.reset();
     driver.put(20, &[3]);
     for half in 0..2u32 {
         driver.put(8, &half.to_le_bytes());
@@ -319,6 +319,23 @@ fn frames_go_both_ways() {
     assert!(driver.reports.lock().unwrap()[0].contains("too short"));
 }
 
+/// Where MSI-X's control word is in configuration space.
+pub(super) fn control_word(driver: &Driver) -> Option<usize> {
+    let byte = |at: usize| {
+        let mut byte = [0];
+        driver.device.config_read(at, &mut byte).unwrap();
+        usize::from(byte[0])
+    };
+    let mut at = byte(0x34);
+    while at != 0 {
+        if byte(at) == 0x11 {
+            return Some(at + 2);
+        }
+        at = byte(at + 1);
+    }
+    None
+}
+
 fn any_device(kind: u8) -> (Option<Scratch>, Box<dyn Device>) {
     match kind {
         0 => (None, Box::new(Rng)),
@@ -351,10 +368,10 @@ proptest! {
         let queues = u16::from_le_bytes(driver.get(18));
         for (what, a, b, c) in steps {
             let queue = usize::from(c % queues);
-            match what % 8 {
+            match what % 10 {
                 // Registers, all of them.
-                0 => driver.put(a % 0x4100, &b.to_le_bytes()[..1 << (c % 4)]),
-                1 => drop(driver.get::<8>(a % 0x4100)),
+                0 => driver.put(a % 0x6100, &b.to_le_bytes()[..1 << (c % 4)]),
+                1 => drop(driver.get::<8>(a % 0x6100)),
                 // Configuration space.
                 2 => driver.device.config_write(usize::try_from(a % 300).unwrap(), &b.to_le_bytes()[..1 << (c % 4)]).unwrap(),
                 3 => driver.device.config_read(usize::try_from(a % 300).unwrap(), &mut [0; 4]).unwrap(),
@@ -372,6 +389,9 @@ proptest! {
                     let bytes = [a.to_le_bytes(), b.to_le_bytes()].concat();
                     driver.give(queue, &[Part::Read(&bytes), Part::Write(usize::from(c) % 600 + 1)]);
                 }
+                // Messages: the table, and the control word.
+                7 => driver.put(0x4000 + a % 0x100, &b.to_le_bytes()[..1 << (c % 4)]),
+                8 => driver.device.config_write(control_word(&driver).unwrap(), &c.to_le_bytes()).unwrap(),
                 _ => driver.start(ALL),
             }
         }

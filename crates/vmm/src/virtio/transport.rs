@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
 
-use super::worker::{Interrupt, Report, Worker};
+use super::interrupt::Interrupt;
+use super::worker::{Report, Worker};
 use super::{COMMON_FEATURES, Device, REQUIRED_FEATURES};
 use crate::Result;
-use crate::bus::SetLine;
-use crate::layout::{PCI_BAR_SIZE, PCI_FIRST_SPI, PCI_MMIO_BASE};
+use crate::layout::{PCI_BAR_SIZE, PCI_MMIO_BASE, PCI_MMIO_SIZE};
 use crate::memory::GuestView;
+use crate::msix;
 use crate::pci::{Config, Function, Identity};
+use crate::wiring::Wiring;
 
 const VENDOR: u16 = 0x1af4;
 /// Modern devices are numbered from here on.
@@ -24,6 +26,8 @@ const COMMON_SIZE: usize = 64;
 const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
+const MESSAGES: u64 = 0x4000;
+const PENDING: u64 = 0x5000;
 const REGION: u64 = 0x1000;
 /// Bytes between the notification registers of two queues.
 const NOTIFY_STEP: u32 = 4;
@@ -38,24 +42,29 @@ const STATUS_DRIVER_OK: u8 = 4;
 const STATUS_FEATURES_OK: u8 = 8;
 const STATUS_NEEDS_RESET: u8 = 64;
 
-const NO_VECTOR: u16 = 0xffff;
-
 /// A virtio device on the PCI bus.
 pub struct VirtioPci {
     state: Mutex<State>,
     worker: Worker,
+    wiring: Arc<dyn Wiring>,
     features: u64,
-    device_config: Vec<u8>,
 }
 
 struct State {
     config: Config,
     /// Where the window through which configuration space reaches the registers is described.
     pci_access: usize,
+    /// Where MSI-X's control word is, if the function has it.
+    msix: Option<usize>,
+    /// The notification registers for whose stores the kernel signals the queues' events itself: from which address on,
+    /// and which of them.
+    doorbells: Option<(u64, Vec<bool>)>,
     device_feature_select: u32,
     driver_feature_select: u32,
     driver_features: u64,
     status: u8,
+    /// What the status register shows until a reset has been carried out.
+    status_before: u8,
     queue_select: u16,
     queues: Vec<Queue>,
 }
@@ -72,7 +81,7 @@ impl VirtioPci {
         slot: usize,
         device: Box<dyn Device>,
         memory: Arc<GuestView>,
-        set_line: SetLine,
+        wiring: Arc<dyn Wiring>,
         report: Report,
     ) -> Result<Self> {
         let id = device.id();
@@ -102,20 +111,27 @@ impl VirtioPci {
         let queues = sizes.iter().filter_map(|size| Queue::new(*size).ok()).collect::<Vec<_>>();
         assert_eq!(queues.len(), sizes.len(), "a queue's size is a power of two");
         let features = device.features() | COMMON_FEATURES;
-        let device_config = device.config();
-        let interrupt = Interrupt::new(PCI_FIRST_SPI.saturating_add(slot), set_line);
+        let interrupt = Interrupt::new(slot, queues.len(), wiring.clone())?;
+        let msix = interrupt.with_msix(|msix| {
+            let place = |offset| u32::try_from(offset).unwrap_or(0);
+            let body = msix.capability(place(MESSAGES), place(PENDING));
+            config.add_capability(msix::CAPABILITY, &body, &msix::CAPABILITY_WRITABLE) + 2
+        });
         let worker = Worker::start(device, memory, interrupt, report)?;
         let state = State {
             config,
             pci_access,
+            msix,
+            doorbells: None,
             device_feature_select: 0,
             driver_feature_select: 0,
             driver_features: 0,
             status: 0,
+            status_before: 0,
             queue_select: 0,
             queues,
         };
-        Ok(Self { state: Mutex::new(state), worker, features, device_config })
+        Ok(Self { state: Mutex::new(state), worker, wiring, features })
     }
 
     /// Ends the device's thread.
@@ -129,6 +145,9 @@ impl VirtioPci {
     }
 
     fn status(&self, state: &State) -> u8 {
+        if state.status == 0 && self.worker.shared.resetting.load(Ordering::Acquire) {
+            return state.status_before;
+        }
         let broken = self.worker.shared.broken.load(Ordering::Acquire);
         state.status | if broken && state.status & STATUS_DRIVER_OK != 0 { STATUS_NEEDS_RESET } else { 0 }
     }
@@ -141,11 +160,12 @@ impl VirtioPci {
         put(4, &half(self.features, state.device_feature_select).to_le_bytes());
         put(8, &state.driver_feature_select.to_le_bytes());
         put(12, &half(state.driver_features, state.driver_feature_select).to_le_bytes());
-        put(16, &NO_VECTOR.to_le_bytes());
+        let (config_vector, queue_vector) = self.worker.shared.interrupt.vectors(state.queue_select);
+        put(16, &config_vector.to_le_bytes());
         put(18, &u16::try_from(state.queues.len()).unwrap_or(0).to_le_bytes());
-        put(20, &[self.status(state)]);
+        put(20, &[self.status(state), self.worker.shared.config.generation()]);
         put(22, &state.queue_select.to_le_bytes());
-        put(26, &NO_VECTOR.to_le_bytes());
+        put(26, &queue_vector.to_le_bytes());
         if let Some(queue) = state.queues.get(usize::from(state.queue_select)) {
             put(24, &queue.size().to_le_bytes());
             put(28, &u16::from(queue.ready()).to_le_bytes());
@@ -173,6 +193,8 @@ impl VirtioPci {
                 1 => state.driver_features = state.driver_features & 0xffff_ffff | u64::from(value) << 32,
                 _ => {}
             },
+            (16, 2) => self.worker.shared.interrupt.set_vector(None, short),
+            (26, 2) => self.worker.shared.interrupt.set_vector(Some(state.queue_select), short),
             (20, 1) => self.write_status(state, data[0])?,
             (22, 2) => state.queue_select = short,
             (24..32, 2) | (32..56, 4) => write_queue(state, offset, value),
@@ -184,8 +206,10 @@ impl VirtioPci {
     fn write_status(&self, state: &mut State, value: u8) -> Result<()> {
         if value == 0 {
             if state.status & STATUS_DRIVER_OK != 0 {
+                state.status_before = self.status(state);
                 self.worker.reset();
             }
+            self.worker.shared.interrupt.forget_vectors();
             self.worker.shared.interrupt.take()?;
             state.queues.iter_mut().for_each(Queue::reset);
             (state.status, state.driver_features, state.queue_select) = (0, 0, 0);
@@ -207,6 +231,39 @@ impl VirtioPci {
             let queues = state.queues.iter().map(|queue| queue.ready().then(|| copy(queue)).flatten());
             self.worker.activate(accepted, queues.collect());
         }
+        Ok(())
+    }
+
+    /// Does what has become due when the guest has written the configuration space.
+    fn settle(&self, state: &mut State) -> Result<()> {
+        let control = state.msix.map_or(0, |at| state.config.u16(at));
+        self.worker.shared.interrupt.configure(state.config.intx_disabled(), control)?;
+        // Elsewhere than where the bus leads nothing is ours, whatever the guest says.
+        let bus = PCI_MMIO_BASE..PCI_MMIO_BASE + PCI_MMIO_SIZE;
+        let window = state.config.window().filter(|at| bus.contains(&at.start) && at.end <= bus.end);
+        let wanted = window.map(|window| window.start + NOTIFY);
+        if state.doorbells.as_ref().map(|(at, _)| *at) == wanted {
+            return Ok(());
+        }
+        let place = |base: u64, index: usize| {
+            base + u64::from(NOTIFY_STEP) * u64::try_from(index).unwrap_or(u64::MAX / 8)
+        };
+        if let Some((base, rings)) = state.doorbells.take() {
+            for (index, (event, _)) in
+                self.worker.doorbells().iter().zip(rings).enumerate().filter(|(_, (_, rings))| *rings)
+            {
+                self.wiring.doorbell(place(base, index), event, false);
+            }
+        }
+        state.doorbells = wanted.map(|base| {
+            let doorbells = self.worker.doorbells().iter().enumerate();
+            (
+                base,
+                doorbells
+                    .map(|(index, event)| self.wiring.doorbell(place(base, index), event, true))
+                    .collect(),
+            )
+        });
         Ok(())
     }
 
@@ -285,15 +342,16 @@ impl Function for VirtioPci {
     }
 
     fn config_write(&self, offset: usize, data: &[u8]) -> Result<()> {
-        let (window, data_at, disabled) = {
-            let mut state = self.lock();
+        let (window, data_at) = {
+            let state = &mut *self.lock();
             state.config.write(offset, data);
-            (self.pci_access(&state), state.pci_access + 16, state.config.intx_disabled())
+            self.settle(state)?;
+            (self.pci_access(state), state.pci_access + 16)
         };
         if let (Some((at, len)), true) = (window, offset == data_at) {
             self.write(at, &data[..len.min(data.len())])?;
         }
-        self.worker.shared.interrupt.disable(disabled)
+        Ok(())
     }
 
     fn window(&self) -> Option<Range<u64>> {
@@ -310,7 +368,14 @@ impl Function for VirtioPci {
                     *first = self.worker.shared.interrupt.take()?;
                 }
             }
-            DEVICE => copy_out(&self.device_config, within, data),
+            DEVICE => self.worker.shared.config.read(within, data),
+            MESSAGES | PENDING => {
+                data.fill(0);
+                self.worker.shared.interrupt.with_msix(|msix| match offset - within {
+                    MESSAGES => msix.read_table(within, data),
+                    _ => msix.read_pending(within, data),
+                });
+            }
             _ => data.fill(0),
         }
         Ok(())
@@ -322,15 +387,28 @@ impl Function for VirtioPci {
             COMMON => self.write_common(&mut self.lock(), within, data),
             NOTIFY if within % u64::from(NOTIFY_STEP) == 0 => {
                 // The register's place names the queue; a driver's value says the same.
-                self.worker.kick(u16::try_from(within / u64::from(NOTIFY_STEP)).unwrap_or(u16::MAX));
+                self.worker.kick(usize::try_from(within / u64::from(NOTIFY_STEP)).unwrap_or(usize::MAX));
                 Ok(())
             }
+            DEVICE => {
+                if self.worker.shared.config.write(within, data) {
+                    self.worker.config_written();
+                }
+                Ok(())
+            }
+            MESSAGES => self
+                .worker
+                .shared
+                .interrupt
+                .with_msix(|msix| msix.write_table(within, data))
+                .unwrap_or(Ok(())),
             _ => Ok(()),
         }
     }
 }
 
-fn copy_out(from: &[u8], offset: u64, data: &mut [u8]) {
+/// Copies bytes to the guest; what is beyond them reads as zeroes.
+pub(super) fn copy_out(from: &[u8], offset: u64, data: &mut [u8]) {
     let start = usize::try_from(offset).unwrap_or(usize::MAX);
     for (index, byte) in data.iter_mut().enumerate() {
         *byte = start.checked_add(index).and_then(|at| from.get(at)).copied().unwrap_or(0);

@@ -1,102 +1,96 @@
 //! A device's thread, and what it shares with the CPUs' threads.
+//!
+//! CPUs never wait for a device. They leave an order and go on; a driver that resets a device sees in its status
+//! register when that has happened. What waits for the device's thread is bounded: one order of each kind, whatever
+//! the guest does meanwhile.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use virtio_queue::{Queue, QueueT};
 
+use super::config::ConfigSpace;
+use super::interrupt::Interrupt;
 use super::{Active, Device, F_EVENT_IDX, Served};
-use crate::bus::SetLine;
-use crate::mailbox::{Receiver, Sender, mailbox};
+use crate::eventfd::EventFd;
 use crate::memory::GuestView;
 use crate::{Error, Result};
 
 /// Hears about guests that break the rules.
 pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
 
-const ISR_QUEUE: u8 = 1;
-const ISR_CONFIG: u8 = 2;
-
-/// The interrupt line of a device, level-triggered: high while there is a cause that the driver has not read.
-pub struct Interrupt {
-    state: Mutex<Line>,
-    spi: u32,
-    set_line: SetLine,
-}
-
-#[derive(Default)]
-struct Line {
-    isr: u8,
-    disabled: bool,
-    level: bool,
-}
-
-impl Interrupt {
-    /// A quiet line.
-    #[must_use]
-    pub fn new(spi: u32, set_line: SetLine) -> Self {
-        Self { state: Mutex::default(), spi, set_line }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Line)) -> Result<()> {
-        let mut line = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut line);
-        let level = line.isr != 0 && !line.disabled;
-        if level != line.level {
-            line.level = level;
-            (self.set_line)(self.spi, level)?;
-        }
-        Ok(())
-    }
-
-    /// Something has been given back.
-    pub fn queue(&self) -> Result<()> {
-        self.change(|line| line.isr |= ISR_QUEUE)
-    }
-
-    /// The device's state has changed.
-    pub fn config(&self) -> Result<()> {
-        self.change(|line| line.isr |= ISR_CONFIG)
-    }
-
-    /// The driver reads the causes, which clears them.
-    pub fn take(&self) -> Result<u8> {
-        let mut isr = 0;
-        self.change(|line| isr = std::mem::take(&mut line.isr))?;
-        Ok(isr)
-    }
-
-    /// The guest forbids or allows the line.
-    pub fn disable(&self, disabled: bool) -> Result<()> {
-        self.change(|line| line.disabled = disabled)
-    }
-}
+/// How long a device that is stopped may be busy with what it is connected to.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// The most queues of a device.
+const MAX_QUEUES: usize = 64;
 
 /// What a device's thread and the CPUs' threads both touch.
 pub struct Shared {
-    /// The driver has notified these queues.
-    kicks: AtomicU64,
-    /// A command waits: stop serving queues.
+    orders: Mutex<Orders>,
+    /// There is an order.
+    wake: EventFd,
+    /// The driver has notified a queue.
+    kicks: Vec<EventFd>,
+    /// An order waits: stop serving queues.
     pub attention: AtomicBool,
+    /// A reset has not been carried out yet.
+    pub resetting: AtomicBool,
     /// The driver has broken the rules, and has not reset the device since.
     pub broken: AtomicBool,
-    /// The interrupt line.
+    /// The interrupts.
     pub interrupt: Interrupt,
+    /// The device's configuration space.
+    pub config: ConfigSpace,
 }
 
-enum Command {
-    Activate { features: u64, queues: Vec<Option<Queue>> },
-    Reset(mpsc::Sender<()>),
-    Stop,
+/// What the CPUs' threads want of the device's thread. A reset comes before an activation.
+#[derive(Default)]
+struct Orders {
+    reset: bool,
+    activate: Option<Activation>,
+    config_written: bool,
+    stop: bool,
+}
+
+struct Activation {
+    features: u64,
+    queues: Vec<Option<Queue>>,
+}
+
+impl Shared {
+    fn order(&self, urgent: bool, change: impl FnOnce(&mut Orders)) {
+        let mut orders = self.lock();
+        change(&mut orders);
+        if urgent {
+            self.attention.store(true, Ordering::Release);
+        }
+        drop(orders);
+        self.wake.signal();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        // Orders are valid in any combination.
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Orders {
+        self.wake.take();
+        let mut orders = self.lock();
+        self.attention.store(false, Ordering::Release);
+        std::mem::take(&mut *orders)
+    }
 }
 
 /// The CPUs' end of a device's thread.
 pub struct Worker {
     /// What both touch.
     pub shared: Arc<Shared>,
-    commands: Sender<Command>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    name: String,
+    report: Report,
+    /// The thread, and what closes when it ends.
+    thread: Mutex<Option<(JoinHandle<()>, mpsc::Receiver<()>)>>,
 }
 
 impl Worker {
@@ -107,48 +101,74 @@ impl Worker {
         interrupt: Interrupt,
         report: Report,
     ) -> Result<Self> {
-        let (commands, inbox) = mailbox()?;
+        let name = device.name();
+        let queues = device.queue_sizes().len();
+        assert!(queues <= MAX_QUEUES, "{name} has {queues} queues");
         let shared = Arc::new(Shared {
-            kicks: AtomicU64::new(0),
+            orders: Mutex::default(),
+            wake: EventFd::new()?,
+            kicks: (0..queues).map(|_| EventFd::new()).collect::<Result<_>>()?,
             attention: AtomicBool::new(false),
+            resetting: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             interrupt,
+            config: ConfigSpace::new(device.config(), device.config_writable()),
         });
-        let mut thread = Thread { device, memory, shared: shared.clone(), report, active: None };
+        let (ends, ended) = mpsc::channel();
+        let mut thread =
+            Thread { device, memory, shared: shared.clone(), report: report.clone(), active: None };
         let thread = std::thread::Builder::new()
-            .name(thread.device.name())
-            .spawn(move || thread.run(&inbox))
+            .name(name.clone())
+            .spawn(move || {
+                let _ends: mpsc::Sender<()> = ends;
+                thread.run();
+            })
             .map_err(|error| Error::os("starting a device's thread", &error))?;
-        Ok(Self { shared, commands, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, name, report, thread: Mutex::new(Some((thread, ended))) })
     }
 
     /// The driver notifies a queue.
-    pub fn kick(&self, queue: u16) {
-        if queue < 64 {
-            self.shared.kicks.fetch_or(1 << queue, Ordering::AcqRel);
-            self.commands.wake();
+    pub fn kick(&self, queue: usize) {
+        if let Some(kick) = self.shared.kicks.get(queue) {
+            kick.signal();
         }
+    }
+
+    /// What a notification of each queue signals.
+    pub fn doorbells(&self) -> &[EventFd] {
+        &self.shared.kicks
     }
 
     /// The driver is ready.
     pub fn activate(&self, features: u64, queues: Vec<Option<Queue>>) {
-        self.commands.send(Command::Activate { features, queues });
+        self.shared.order(false, |orders| orders.activate = Some(Activation { features, queues }));
     }
 
-    /// The driver resets the device; when this returns, the device has let go of the guest's memory.
+    /// The driver resets the device. [`Shared::resetting`] ends when the device has let go of the guest's memory.
     pub fn reset(&self) {
-        let (done, wait) = mpsc::channel();
-        self.shared.attention.store(true, Ordering::Release);
-        self.commands.send(Command::Reset(done));
-        let _ = wait.recv();
+        self.shared.order(true, |orders| {
+            self.shared.resetting.store(true, Ordering::Release);
+            (orders.reset, orders.activate) = (true, None);
+        });
     }
 
-    /// Ends the thread; what the guest has written before is served first.
+    /// The driver has written the device's configuration space.
+    pub fn config_written(&self) {
+        self.shared.order(false, |orders| orders.config_written = true);
+    }
+
+    /// Ends the thread; what the guest has written before is served first. A device that is stuck is left behind.
     pub fn stop(&self) {
-        self.commands.send(Command::Stop);
+        self.shared.order(false, |orders| orders.stop = true);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
+        let Some((thread, ended)) = thread else { return };
+        match ended.recv_timeout(STOP_PATIENCE) {
+            Err(mpsc::RecvTimeoutError::Timeout) => (self.report)(&format!(
+                "{}: it is still busy after {} s and is left behind",
+                self.name,
+                STOP_PATIENCE.as_secs()
+            )),
+            _ => drop(thread.join()),
         }
     }
 }
@@ -168,43 +188,50 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(&mut self, inbox: &Receiver<Command>) {
+    fn run(&mut self) {
+        let wait = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let queues = self.shared.kicks.len();
+        let mut fds = Vec::new();
         loop {
-            let mut fds = vec![libc::pollfd { fd: inbox.fd(), events: libc::POLLIN, revents: 0 }];
+            fds.clear();
+            fds.push(wait(self.shared.wake.fd()));
+            // The last queue first: they are looked at in this order, so whoever sees a queue's notification sees those
+            // of earlier queues that came before it.
+            fds.extend(self.shared.kicks.iter().rev().map(|kick| wait(kick.fd())));
             if let Some(active) = &self.active {
                 fds.extend(self.device.wait_for(active));
             }
             let count = libc::nfds_t::try_from(fds.len()).unwrap_or(0);
             // SAFETY: the vector is valid for its length.
             unsafe { libc::poll(fds.as_mut_ptr(), count, -1) };
-            let commands = inbox.drain();
-            self.shared.attention.store(false, Ordering::Release);
-            let mut stop = false;
-            for command in commands {
-                match command {
-                    Command::Activate { features, queues } => self.activate(features, queues),
-                    Command::Reset(done) => {
-                        self.active = None;
-                        self.device.reset();
-                        self.shared.broken.store(false, Ordering::Release);
-                        let _ = done.send(());
-                    }
-                    Command::Stop => stop = true,
+            let mut kicks = 0;
+            for (index, kick) in self.shared.kicks.iter().enumerate() {
+                if fds[queues - index].revents != 0 && kick.take() != 0 {
+                    kicks |= 1 << index;
                 }
             }
-            if let Err(broken) = self.serve(&fds[1..]) {
+            let orders = self.shared.take();
+            if orders.reset {
+                self.reset();
+            }
+            if let Some(activation) = orders.activate {
+                kicks |= self.activate(activation);
+            }
+            if let Err(broken) = self.serve(orders.config_written, kicks, &fds[1 + queues..]) {
                 self.fail(&broken.0);
             }
-            if stop {
+            if orders.stop {
                 return;
             }
         }
     }
 
-    fn serve(&mut self, fds: &[libc::pollfd]) -> Served {
-        let kicks = self.shared.kicks.swap(0, Ordering::AcqRel);
+    fn serve(&mut self, config_written: bool, kicks: u64, fds: &[libc::pollfd]) -> Served {
         let Some(active) = &mut self.active else { return Ok(()) };
-        for index in (0..64).filter(|index| kicks >> index & 1 != 0) {
+        if config_written {
+            self.device.config_written(active)?;
+        }
+        for index in (0..MAX_QUEUES).filter(|index| kicks >> index & 1 != 0) {
             self.device.queue(index, active)?;
         }
         for (index, _) in fds.iter().enumerate().filter(|(_, fd)| fd.revents != 0) {
@@ -213,15 +240,31 @@ impl Thread {
         Ok(())
     }
 
-    fn activate(&mut self, features: u64, mut queues: Vec<Option<Queue>>) {
+    fn reset(&mut self) {
+        self.active = None;
+        self.device.reset();
+        self.shared.broken.store(false, Ordering::Release);
+        if let Err(error) = self.shared.interrupt.clear() {
+            (self.report)(&error.to_string());
+        }
+        let orders = self.shared.lock();
+        if !orders.reset {
+            self.shared.resetting.store(false, Ordering::Release);
+        }
+    }
+
+    /// Gives the queues that may hold something already.
+    fn activate(&mut self, Activation { features, mut queues }: Activation) -> u64 {
+        let mut kicks = 0;
         for (index, queue) in queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
             queue.set_event_idx(features & F_EVENT_IDX != 0);
             if !queue.is_valid(&*self.memory) {
-                return self.fail(&format!("the rings of queue {index} are not in shared memory"));
+                self.fail(&format!("the rings of queue {index} are not in shared memory"));
+                return 0;
             }
             // What the driver has put there before needs no further notification.
-            self.shared.kicks.fetch_or(1 << index, Ordering::AcqRel);
+            kicks |= 1 << index;
         }
         let memory = self.memory.clone();
         let mut active = Active { memory, features, queues, shared: self.shared.clone() };
@@ -229,12 +272,13 @@ impl Thread {
             Ok(()) => self.active = Some(active),
             Err(broken) => self.fail(&broken.0),
         }
+        kicks
     }
 
     fn fail(&mut self, what: &str) {
-        (self.report)(&format!("{}: {what}", self.device.name()));
         self.active = None;
         self.shared.broken.store(true, Ordering::Release);
+        (self.report)(&format!("{}: {what}", self.device.name()));
         if let Err(error) = self.shared.interrupt.config() {
             (self.report)(&error.to_string());
         }
