@@ -66,7 +66,7 @@ static enum hrtimer_restart timer_fires(struct hrtimer *timer)
 
 void *shim_thread_new(void)
 {
-	struct thread *t = kzalloc(sizeof(*t), GFP_KERNEL | __GFP_NOFAIL);
+	struct thread *t = kzalloc(sizeof(*t), GFP_KERNEL_ACCOUNT | __GFP_NOFAIL);
 
 	raw_spin_lock_init(&t->lock);
 	init_swait_queue_head(&t->queue);

@@ -5,6 +5,7 @@
 #define pr_fmt(fmt) "kvm-realm: " fmt
 
 #include <linux/cpumask.h>
+#include <linux/lockdep.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
@@ -237,11 +238,56 @@ void shim_memory_watch_free(void *watch)
 
 /* ---- Locks ---- */
 
+#ifdef CONFIG_LOCKDEP
+/*
+ * Kernels that check the order of locks want to know which are of one kind. Ours are made in Rust, where C cannot tell;
+ * those that are first taken at the same place count as one kind.
+ */
+static struct lock_kind {
+	unsigned long place;
+	struct lock_class_key key;
+	struct lockdep_map map;
+} lock_kinds[256];
+static DEFINE_RAW_SPINLOCK(lock_kinds_lock);
+
+/* The index of a place's kind, never 0; the last is for all that found no room. Any context. */
+static u32 lock_kind(unsigned long place)
+{
+	unsigned long flags;
+	u32 i;
+
+	raw_spin_lock_irqsave(&lock_kinds_lock, flags);
+	for (i = 1; i < ARRAY_SIZE(lock_kinds) - 1; i++)
+		if (!lock_kinds[i].place || lock_kinds[i].place == place)
+			break;
+	if (!lock_kinds[i].place) {
+		lock_kinds[i].place = place;
+		lockdep_init_map_wait(&lock_kinds[i].map, "kvm-realm spin lock", &lock_kinds[i].key, 0, LD_WAIT_SPIN);
+	}
+	raw_spin_unlock_irqrestore(&lock_kinds_lock, flags);
+	return i;
+}
+
+/* The second word of a spin lock remembers its kind. */
+static struct lockdep_map *spin_map(void *l, unsigned long place)
+{
+	u32 *kind = (u32 *)l + 1;
+
+	if (!READ_ONCE(*kind))
+		WRITE_ONCE(*kind, lock_kind(place));
+	return &lock_kinds[READ_ONCE(*kind)].map;
+}
+#endif
+
 void *shim_mutex_new(void)
 {
-	struct mutex *m = kmalloc(sizeof(*m), GFP_KERNEL | __GFP_NOFAIL);
+	struct mutex *m = kmalloc(sizeof(*m), GFP_KERNEL_ACCOUNT | __GFP_NOFAIL);
 
+#ifdef CONFIG_LOCKDEP
+	__mutex_init(m, "kvm-realm mutex", &lock_kinds[lock_kind(_RET_IP_)].key);
+#else
 	mutex_init(m);
+#endif
 	return m;
 }
 
@@ -271,14 +317,20 @@ bool shim_mutex_trylock(void *m)
 	return mutex_trylock(m);
 }
 
-/* Rust holds the lock in four zeroed bytes of its own, so that locks can be made without allocating. */
-static_assert(sizeof(raw_spinlock_t) == sizeof(u32), "kernel with spin lock debugging: not a stock kernel");
+/*
+ * Rust holds the lock in eight zeroed bytes of its own, so that locks can be made without allocating: the architecture's
+ * lock, which is four bytes on every kernel, and what lock_kind() says of it. This is what raw_spin_lock_irqsave does.
+ */
+static_assert(sizeof(arch_spinlock_t) == sizeof(u32));
 
 u64 shim_spin_lock(void *l)
 {
 	unsigned long flags;
 
-	raw_spin_lock_irqsave((raw_spinlock_t *)l, flags);
+	local_irq_save(flags);
+	preempt_disable();
+	spin_acquire(spin_map(l, _RET_IP_), 0, 0, _RET_IP_);
+	arch_spin_lock((arch_spinlock_t *)l);
 	return flags;
 }
 
@@ -286,15 +338,24 @@ bool shim_spin_trylock(void *l, u64 *flags)
 {
 	unsigned long f;
 
-	if (!raw_spin_trylock_irqsave((raw_spinlock_t *)l, f))
+	local_irq_save(f);
+	preempt_disable();
+	if (!arch_spin_trylock((arch_spinlock_t *)l)) {
+		local_irq_restore(f);
+		preempt_enable();
 		return false;
+	}
+	spin_acquire(spin_map(l, _RET_IP_), 0, 1, _RET_IP_);
 	*flags = f;
 	return true;
 }
 
 void shim_spin_unlock(void *l, u64 flags)
 {
-	raw_spin_unlock_irqrestore((raw_spinlock_t *)l, (unsigned long)flags);
+	spin_release(spin_map(l, _RET_IP_), _RET_IP_);
+	arch_spin_unlock((arch_spinlock_t *)l);
+	local_irq_restore((unsigned long)flags);
+	preempt_enable();
 }
 
 /* ---- Odds and ends ---- */

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::setup::Series;
+
 /// Runs Linux VMs that the host cannot read (Arm CCA Realms) on stock Linux.
 #[derive(Parser, Debug)]
 #[command(
@@ -218,7 +220,10 @@ pub(crate) struct MeasureArgs {
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Emulated machine")]
 pub(crate) struct MachineArgs {
-    /// The host's kernel [default: Debian's 6.12 cloud-arm64]
+    /// Which of Debian's kernels is the host's; the newest is fetched when it is first asked for [default: 6.12]
+    #[arg(long, value_name = "SERIES", value_enum)]
+    pub(crate) host: Option<Series>,
+    /// Another kernel for the host; the module is built for that of --host
     #[arg(long, value_name = "FILE")]
     pub(crate) host_kernel: Option<PathBuf>,
     /// Words to add to the host kernel's command line

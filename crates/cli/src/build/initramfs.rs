@@ -143,8 +143,9 @@ pub(crate) fn host(environment: &Environment, parts: &HostParts) -> Result<PathB
     archive.file("init", 0o755, HOST_INIT.as_bytes());
     archive.file("bin/load-module", 0o755, LOAD_MODULE.as_bytes());
     archive.directory("guest");
-    let tree = environment.unpacked.host_root.join("lib/modules").join(&environment.unpacked.host_release);
-    add_modules(&mut archive, &tree.join("kernel"), HOST_MODULES)?;
+    if let Some(tree) = &environment.host.modules {
+        add_modules(&mut archive, tree, HOST_MODULES)?;
+    }
     for (name, path, mode) in &inputs {
         archive.file(name, *mode, &read(path)?);
     }
@@ -154,7 +155,7 @@ pub(crate) fn host(environment: &Environment, parts: &HostParts) -> Result<PathB
 
 fn fingerprint(environment: &Environment, inputs: &[(&str, &Path, u32)]) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
-    (HOST_INIT, LOAD_MODULE, HOST_MODULES, &environment.unpacked.host_release).hash(&mut hasher);
+    (HOST_INIT, LOAD_MODULE, HOST_MODULES, &environment.host.release).hash(&mut hasher);
     let busybox = environment.unpacked.busybox.as_path();
     for (name, path) in inputs.iter().map(|(name, path, _)| (*name, *path)).chain([("busybox", busybox)]) {
         let data = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;

@@ -43,13 +43,13 @@ pub(crate) struct Images {
 }
 
 /// Where products lie, built or not.
-pub(crate) fn images() -> Result<Images> {
+pub(crate) fn images(environment: &Environment) -> Result<Images> {
     let directory = crate::paths::target()?.join("realm-images");
     Ok(Images {
         monitor: directory.join("monitor.bin"),
         rmm: directory.join("rmm.bin"),
         payload: directory.join("payload.bin"),
-        module: directory.join("module/kvm_realm.ko"),
+        module: directory.join("module").join(&environment.host.release).join("kvm_realm.ko"),
         realm: directory.join("realm"),
         guest_initrd: directory.join("guest-initrd.cpio"),
     })
@@ -88,7 +88,7 @@ pub(crate) fn for_run(environment: &Environment) -> Result<Images> {
 
 /// Builds some parts.
 pub(crate) fn build(environment: &Environment, parts: &[&str]) -> Result<Images> {
-    let images = images()?;
+    let images = images(environment)?;
     let directory = images.monitor.parent().context("no place for images")?;
     std::fs::create_dir_all(directory)?;
     let _lock = crate::setup::lock(directory)?;
@@ -167,22 +167,17 @@ fn module(environment: &Environment, module: &Path) -> Result<()> {
     announced("the kernel module", module, |first| {
         cargo(environment.rust.cargo(&environment.rust.bare), "kvm-realm-glue", BARE, first)?;
         let library = crate::paths::target()?.join(BARE).join("release/libkvm_realm_glue.a");
-        let out = module.parent().context("no place for the module")?;
-        std::fs::create_dir_all(out)?;
         // One directory for each kernel: objects of another one must not be taken for ours.
-        let release = &environment.unpacked.host_release;
-        let work = out.join(release);
-        std::fs::create_dir_all(&work)?;
+        let work = module.parent().context("no place for the module")?;
+        std::fs::create_dir_all(work)?;
         let mut make = Command::new("make");
         make.arg("-C").arg(crate::paths::checkout()?.join("linux/kvm_realm"));
-        make.arg(format!("HEADERS={}", environment.unpacked.host_root.display()));
+        make.arg(format!("HEADERS={}", environment.host.headers.display()));
         make.arg(format!("RUSTLIB={}", library.display()));
         make.arg(format!("OUT={}", work.display()));
-        make.arg(format!("RELEASE={release}"));
+        make.arg(format!("RELEASE={}", environment.host.release));
         make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
-        output(&mut make)?;
-        std::fs::copy(work.join("kvm_realm.ko"), module).context("make left no kvm_realm.ko")?;
-        Ok(())
+        output(&mut make).map(drop)
     })
 }
 

@@ -1,6 +1,7 @@
 //! The emulated CCA machine on the developer's machine: what to start, and how runs and shells use it.
 
 pub(crate) mod agent;
+pub(crate) mod complaints;
 pub(crate) mod cpio;
 pub(crate) mod images;
 pub(crate) mod machine;
@@ -46,7 +47,7 @@ const NO_FIRMWARE: &str = "none";
 /// `realm run` where there is no `/dev/kvm-realm`.
 pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
     let mut timeline = Timeline::new();
-    let environment = setup::ensure(args.machine.qemu.as_deref(), false)?;
+    let environment = setup::for_machine(&args.machine)?;
     timeline.mark("set-up");
     let images = build::for_run(&environment)?;
     let parts = host_parts(&environment, &images, &args.kernel, &args.initrd, &[]);
@@ -86,7 +87,7 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
 
 /// `realm capabilities` where there is no `/dev/kvm-realm`.
 pub(crate) fn capabilities(args: &CapabilitiesArgs) -> Result<u8> {
-    let environment = setup::ensure(args.machine.qemu.as_deref(), false)?;
+    let environment = setup::for_machine(&args.machine)?;
     let images = build::for_run(&environment)?;
     let parts = host_parts(&environment, &images, &None, &None, &[]);
     let initrd = initramfs::host(&environment, &parts)?;
@@ -103,7 +104,7 @@ pub(crate) fn shell(args: &LabArgs) -> Result<u8> {
         return payload::run(args, payload);
     }
     let mut timeline = Timeline::new();
-    let environment = setup::ensure(args.machine.qemu.as_deref(), false)?;
+    let environment = setup::for_machine(&args.machine)?;
     timeline.mark("set-up");
     let firmware = !without_firmware(&args.machine);
     let with_module = firmware && !args.no_module;
@@ -200,6 +201,13 @@ pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Re
     let machine = machine::start(config, &directory)?;
     timeline.mark("QEMU start");
     let outcome = session::run(machine, job, timeline)?;
+    if let (Some(first), false) = (outcome.complaints.first(), job.capture) {
+        ui::say(&format!(
+            "the host kernel complains ({}): {}",
+            directory.join(machine::log::HOST).display(),
+            first.trim()
+        ));
+    }
     Ok((outcome, directory))
 }
 
@@ -313,7 +321,7 @@ pub(crate) fn config(
     Ok(Config {
         qemu: environment.qemu.clone(),
         firmware: (!without_firmware(args)).then(|| (firmware, or(&args.rmm, &images.rmm))),
-        kernel: or(&args.host_kernel, &environment.unpacked.host_kernel),
+        kernel: or(&args.host_kernel, &environment.host.kernel),
         initrd: Some(initrd),
         cmdline,
         cpus: args.host_cpus.unwrap_or_else(|| guest_cpus.unwrap_or(1).clamp(1, 8)),

@@ -147,8 +147,8 @@ pub(crate) fn config(
         "--payload needs a firmware: without one QEMU starts only Linux at EL2"
     );
     ensure!(
-        machine.host_kernel.is_none(),
-        "--payload takes the host kernel's place: there is no --host-kernel"
+        machine.host.is_none() && machine.host_kernel.is_none(),
+        "--payload takes the host kernel's place: there is no --host and no --host-kernel"
     );
     let memory = machine.host_memory.unwrap_or(MEMORY);
     payload.check(memory)?;

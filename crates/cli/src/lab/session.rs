@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
+use super::complaints;
 use super::machine::{Follow, Machine, log};
 use super::protocol::{Event, Io, Lines, Request, encode};
 use super::report::{Failure, fatal};
@@ -57,6 +58,8 @@ pub(crate) struct Outcome {
     pub(crate) stdout: Vec<u8>,
     /// What it reported beside stages.
     pub(crate) notes: Vec<serde_json::Value>,
+    /// The lines in which the host kernel complained.
+    pub(crate) complaints: Vec<String>,
 }
 
 struct Session<'a> {
@@ -70,6 +73,7 @@ struct Session<'a> {
     guest_log: File,
     input: Vec<u8>,
     outcome: Outcome,
+    watch: complaints::Watch,
     stdout_bytes: u64,
     exit: Option<(u8, u64)>,
     failure: Option<(Instant, String, String)>,
@@ -93,7 +97,8 @@ pub(crate) fn run(machine: Machine, job: &Job, timeline: &mut Timeline) -> Resul
         programs: create(log::PROGRAM)?,
         guest_log: create(log::GUEST)?,
         input: Vec::new(),
-        outcome: Outcome { status: 125, stdout: Vec::new(), notes: Vec::new() },
+        outcome: Outcome { status: 125, stdout: Vec::new(), notes: Vec::new(), complaints: Vec::new() },
+        watch: complaints::Watch::default(),
         stdout_bytes: 0,
         exit: None,
         failure: None,
@@ -147,6 +152,7 @@ impl Session<'_> {
                     self.read_console()?;
                     let _ = self.send(&Request::PowerOff);
                     self.machine.finish(POWER_OFF);
+                    self.consoles(&mut el3, &mut host)?;
                     return Ok(());
                 }
             }
@@ -264,6 +270,10 @@ impl Session<'_> {
     fn console_line(&mut self, file: &str, who: &str, line: &str) {
         if self.job.verbose && !(file == log::HOST && self.job.io == Io::Uart) {
             ui::line(who, line);
+        }
+        // A payload in the kernel's place has its own words.
+        if file == log::HOST && self.job.io != Io::Uart && self.watch.sees(line) {
+            self.outcome.complaints.push(line.to_owned());
         }
         if file == log::EL3 {
             if let Some(stage) = stages::from_monitor(line) {

@@ -152,6 +152,14 @@ pub(crate) fn native() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 
+/// Where the C library's packages have their loader, and the name of the directory with its libraries.
+pub(crate) fn loader() -> (&'static str, &'static str) {
+    match native() {
+        "arm64" => ("usr/lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu"),
+        _ => ("usr/lib64/ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
+    }
+}
+
 /// What apt is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Suites<'a> {
@@ -163,6 +171,8 @@ pub(crate) enum Suites<'a> {
     StableBackports,
     /// The backports of the current stable, by the name that [`Apt::codename`] gave: the guest kernel.
     Backports(&'a str),
+    /// The current stable, by its name: libraries for the programs of its backports.
+    Stable(&'a str),
     /// Every suite that may hold a certain version of Rust's source; given the current stable's backports.
     Any(&'a str),
     /// Where the newest packages are: for QEMU with all of its libraries.
@@ -208,6 +218,7 @@ impl Archive {
             ),
             Suites::StableBackports => ("stable-backports", vec!["stable-backports".to_owned()], false),
             Suites::Backports(suite) => ("backports", vec![suite.to_owned()], true),
+            Suites::Stable(suite) => ("stable", vec![suite.to_owned()], false),
             Suites::Newest => ("newest", vec!["testing".to_owned(), "sid".to_owned()], false),
             Suites::Any(backports) => (
                 "any",

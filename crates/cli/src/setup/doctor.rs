@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{apt, kernels, newest, rust, tools};
+use super::{apt, hosts, kernels, newest, rust, tools};
 use crate::args::DoctorArgs;
 
 #[derive(Serialize)]
@@ -119,6 +119,12 @@ fn examine(cache: &Path) -> Vec<Finding> {
         "runs on the emulated host; the module is built for it",
         setup,
     ));
+    // Only who asks for it gets it.
+    let newest = unpacked
+        .as_ref()
+        .and_then(|unpacked| hosts::recorded(cache, unpacked))
+        .unwrap_or_else(|| "not fetched yet: `--host newest` does".to_owned());
+    findings.push(Finding::new("newest host kernel", Some(newest), "runs on the emulated host", String::new));
     findings.push(Finding::new(
         "guest kernel",
         part(|unpacked| unpacked.guest_release.clone()),

@@ -112,23 +112,32 @@ fn host_kernel(apt: &Apt, archive: &Archive, cache: &Path) -> Result<(String, Pa
     )
 }
 
+/// The first package of a name.
+fn first(apt: &Apt, name: &str) -> Result<Option<Package>> {
+    Ok(apt.show(name)?.into_iter().next())
+}
+
 /// Image, headers, common headers and kbuild of a release, if the archive has them all.
 fn host_packages(apt: &Apt, release: &str) -> Result<Option<Vec<Package>>> {
-    let first = |name: String| -> Result<Option<Package>> { Ok(apt.show(&name)?.into_iter().next()) };
-    let Some(headers) = first(format!("linux-headers-{release}:arm64"))? else { return Ok(None) };
-    let image = match first(format!("linux-image-{release}:arm64"))? {
+    let image = match first(apt, &format!("linux-image-{release}:arm64"))? {
         Some(signed) => Some(signed),
-        None => first(format!("linux-image-{release}-unsigned:arm64"))?,
+        None => first(apt, &format!("linux-image-{release}-unsigned:arm64"))?,
     };
-    let Some(image) = image else { return Ok(None) };
+    let (Some(image), Some(headers)) = (image, header_packages(apt, release)?) else { return Ok(None) };
+    Ok(Some(std::iter::once(image).chain(headers).collect()))
+}
+
+/// Headers, common headers and kbuild of a release, if the archive has them all.
+pub(super) fn header_packages(apt: &Apt, release: &str) -> Result<Option<Vec<Package>>> {
+    let Some(headers) = first(apt, &format!("linux-headers-{release}:arm64"))? else { return Ok(None) };
     let common =
         headers.depends.iter().find(|name| name.starts_with("linux-headers-") && name.ends_with("-common"));
     let kbuild = headers.depends.iter().find(|name| name.starts_with("linux-kbuild-"));
     let (Some(common), Some(kbuild)) = (common, kbuild) else { return Ok(None) };
     // kbuild's programs run on this machine.
-    let (common, kbuild) = (first(common.clone())?, first(format!("{kbuild}:{}", native()))?);
+    let (common, kbuild) = (first(apt, common)?, first(apt, &format!("{kbuild}:{}", native()))?);
     let (Some(common), Some(kbuild)) = (common, kbuild) else { return Ok(None) };
-    Ok(Some(vec![image, headers, common, kbuild]))
+    Ok(Some(vec![headers, common, kbuild]))
 }
 
 /// Orders releases like `6.12.95+deb12-cloud-arm64` by their numbers.

@@ -2,6 +2,7 @@
 
 pub(crate) mod apt;
 pub(crate) mod doctor;
+pub(crate) mod hosts;
 pub(crate) mod kernels;
 pub(crate) mod newest;
 pub(crate) mod rust;
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::args::MachineArgs;
+
+pub(crate) use hosts::{Host, Series};
 pub(crate) use kernels::Unpacked;
 pub(crate) use rust::Rust;
 
@@ -23,6 +27,8 @@ pub(crate) struct Environment {
     pub(crate) qemu: PathBuf,
     /// Kernels and busybox.
     pub(crate) unpacked: Unpacked,
+    /// The emulated machine's own kernel.
+    pub(crate) host: Host,
     /// Rust for arm64.
     pub(crate) rust: Rust,
 }
@@ -35,7 +41,26 @@ pub(crate) fn ensure(qemu: Option<&Path>, update: bool) -> Result<Environment> {
     let qemu = tools::ensure(&cache, qemu).context("set-up of the machine's tools")?;
     let rust = rust::ensure(&cache).context("set-up of Rust for arm64")?;
     let unpacked = kernels::ensure(&cache, update).context("set-up of kernels and busybox")?;
-    Ok(Environment { qemu, unpacked, rust })
+    let host = hosts::default(&unpacked);
+    Ok(Environment { qemu, unpacked, host, rust })
+}
+
+/// Makes sure that everything is there for the machine that `args` asks for.
+pub(crate) fn for_machine(args: &MachineArgs) -> Result<Environment> {
+    let environment = ensure(args.qemu.as_deref(), false)?;
+    match args.host {
+        Some(Series::Newest) => environment.on_the_newest_host(),
+        Some(Series::Own) | None => Ok(environment),
+    }
+}
+
+impl Environment {
+    /// The same with the newest kernel as the machine's own.
+    pub(crate) fn on_the_newest_host(&self) -> Result<Self> {
+        let cache = crate::paths::cache()?;
+        let _lock = lock(&cache)?;
+        Ok(Self { host: hosts::newest(&cache, &self.unpacked)?, ..self.clone() })
+    }
 }
 
 /// Two set-ups, or builds, at once would write over each other: the second waits for the first to let go of the

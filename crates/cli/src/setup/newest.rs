@@ -76,10 +76,7 @@ fn closure(apt: &Apt, first: Package) -> Result<Vec<Package>> {
 
 /// A script that starts the program with its own loader and libraries. It is written last: with it, all is there.
 fn write_starter(root: &Path) -> Result<()> {
-    let (loader, triplet) = match apt::native() {
-        "arm64" => ("usr/lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu"),
-        _ => ("usr/lib64/ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
-    };
+    let (loader, triplet) = apt::loader();
     let root = root.canonicalize()?;
     let path = |relative: &str| root.join(relative).display().to_string().replace('\'', r"'\''");
     let script = format!(

@@ -78,7 +78,7 @@ pub(super) fn newest_qemu(environment: &Environment) -> Result<()> {
 
 pub(super) fn host_boots(environment: &Environment, cpus: u32) -> Result<()> {
     let text = host_script(environment, cpus, false, "nproc; uname -r", 60)?;
-    let expected = format!("{cpus}\n{}\n", environment.unpacked.host_release);
+    let expected = format!("{cpus}\n{}\n", environment.host.release);
     ensure!(text == expected, "expected {expected:?}, not {text:?}");
     Ok(())
 }

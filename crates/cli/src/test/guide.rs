@@ -30,6 +30,8 @@ pub(super) fn guide(environment: &Environment) -> Result<()> {
         let wanted = if line.contains("exit 3") { 3 } else { 0 };
         let status = output.status.code();
         ensure!(status == Some(wanted), "`{line}` ended with {status:?}:\n{}", command::said(&output));
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!said.contains("the host kernel complains"), "`{line}`:\n{said}");
         printed.push((line.to_owned(), String::from_utf8_lossy(&output.stdout).into_owned()));
     }
     let of = |part: &str| -> Vec<&str> {

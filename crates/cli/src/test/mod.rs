@@ -10,16 +10,18 @@
 //! | [`realms`] | do Realms live and end as they should? |
 //! | [`devices`] | do their devices work? |
 //! | [`network`] | do they reach the outside, and does it reach them? |
+//! | [`hosts`] | do they run on other host kernels? |
 //! | [`guide`] | does docs/guide.md say the truth? |
 
 mod code;
 mod devices;
 mod firmware;
 mod guide;
+mod hosts;
 mod network;
 mod realms;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -80,6 +82,7 @@ const TESTS: &[Test] = &[
     emulated("killed-vmm-leaves-nothing", realms::killed_vmm),
     emulated("host-cannot-read-a-private-page", realms::private_page),
     emulated("devices-work-and-the-measurement-is-predicted", devices::devices),
+    emulated("realms-run-on-the-newest-host-kernel", hosts::newest_host),
     Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide::guide },
 ];
 
@@ -145,6 +148,37 @@ pub(crate) fn on_machine(
     script: &str,
     limit: u64,
 ) -> Result<(Outcome, String)> {
+    provoking(Provoked::Nothing, environment, machine, files, module, script, limit)
+}
+
+/// What a test wants the host kernel to complain about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Provoked {
+    Nothing,
+    Oops,
+}
+
+/// The host kernel complained of nothing.
+fn quiet(outcome: &Outcome, directory: &Path) -> Result<()> {
+    ensure!(
+        outcome.complaints.is_empty(),
+        "the host kernel complains:\n{}\nall consoles: {}",
+        outcome.complaints.join("\n"),
+        directory.display()
+    );
+    Ok(())
+}
+
+/// As [`on_machine`], for scripts that do what the kernel complains about.
+fn provoking(
+    provoked: Provoked,
+    environment: &Environment,
+    machine: &MachineArgs,
+    files: &[PathBuf],
+    module: bool,
+    script: &str,
+    limit: u64,
+) -> Result<(Outcome, String)> {
     let images = build::for_run(environment)?;
     let parts = lab::host_parts(environment, &images, &None, &None, files);
     let initrd = initramfs::host(environment, &parts)?;
@@ -154,6 +188,9 @@ pub(crate) fn on_machine(
         ..lab::host_command(&config, script, module, Duration::from_secs(limit), patience())
     };
     let (outcome, directory) = lab::execute(&config, &job, &mut Timeline::new())?;
+    if provoked != Provoked::Oops {
+        quiet(&outcome, &directory)?;
+    }
     let mut text = String::from_utf8_lossy(&outcome.stdout).into_owned();
     if outcome.status != 0 {
         let errors = std::fs::read(directory.join(machine::log::PROGRAM)).unwrap_or_default();
@@ -198,7 +235,8 @@ fn exec_with(environment: &Environment, command: &str, arguments: RunArgs) -> Re
         patience: patience(),
         ..lab::realm_job(&config, &arguments)?
     };
-    let (outcome, _) = lab::execute(&config, &job, &mut Timeline::new())?;
+    let (outcome, directory) = lab::execute(&config, &job, &mut Timeline::new())?;
+    quiet(&outcome, &directory)?;
     Ok((outcome.status, String::from_utf8_lossy(&outcome.stdout).into_owned()))
 }
 

@@ -3,7 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::network::Outside;
-use super::{COUNTERS, exec, exec_with, host_script};
+use super::{COUNTERS, Provoked, exec, exec_with, host_script, provoking};
+use crate::args::MachineArgs;
 use crate::build;
 use crate::setup::Environment;
 
@@ -28,7 +29,7 @@ pub(super) fn stock_guest_attests(environment: &Environment) -> Result<()> {
     let (status, text) = exec(environment, command)?;
     ensure!(status == 0, "status {status}, output:\n{text}");
     let (first, second) = text.split_once("\n\n").context("there are no two tokens")?;
-    let rmm = build::images()?.rmm;
+    let rmm = build::images(environment)?.rmm;
     crate::verify::check_stock_guest(first, "the first nonce", &rmm)?;
     crate::verify::check_stock_guest(second, "hex:00c0ffee", &rmm)
 }
@@ -120,7 +121,8 @@ pub(super) fn private_page(environment: &Environment) -> Result<()> {
          dmesg | grep -iE 'unknown 40|granule protection' >/tmp/fault || {{ echo 'no fault in the log'; exit 1; }}\n\
          echo 'it faulted'\n"
     );
-    let text = host_script(environment, 1, false, &script, 600)?;
-    ensure!(text.ends_with("it faulted\n"), "the host printed:\n{text}");
+    let machine = MachineArgs { host_cpus: Some(1), ..MachineArgs::default() };
+    let (outcome, text) = provoking(Provoked::Oops, environment, &machine, &[], false, &script, 600)?;
+    ensure!(outcome.status == 0 && text.ends_with("it faulted\n"), "the host printed:\n{text}");
     Ok(())
 }

@@ -15,6 +15,9 @@ use crate::ffi;
 pub(crate) struct KernelMutex(AtomicPtr<c_void>);
 
 impl KernelMutex {
+    // Inlined, so that the shim sees by its return address which of the core's places first locks it: kernels that check
+    // the order of locks tell kinds of locks by that.
+    #[inline(always)]
     fn get(&self) -> *mut c_void {
         let there = self.0.load(Ordering::Acquire);
         if !there.is_null() {
@@ -40,11 +43,13 @@ unsafe impl RawMutex for KernelMutex {
     // The kernel wants the task that locked to unlock.
     type GuardMarker = GuardNoSend;
 
+    #[inline(always)]
     fn lock(&self) {
         // SAFETY: the pointer is a live kernel mutex; process context.
         unsafe { ffi::shim_mutex_lock(self.get()) }
     }
 
+    #[inline(always)]
     fn try_lock(&self) -> bool {
         // SAFETY: as for `lock`.
         unsafe { ffi::shim_mutex_trylock(self.get()) }
@@ -66,11 +71,11 @@ impl Drop for KernelMutex {
     }
 }
 
-/// A raw spin lock whose holder runs with interrupts off. The kernel's lock is four bytes, zero when free (the shim
-/// asserts the size), and may be anywhere.
+/// A raw spin lock whose holder runs with interrupts off. The shim's lock is two words, zero when free, and may be
+/// anywhere.
 #[derive(Debug)]
 pub(crate) struct KernelSpinLock {
-    lock: UnsafeCell<u32>,
+    lock: UnsafeCell<[u32; 2]>,
     /// The interrupt state to go back to. Written and read by the holder only.
     flags: UnsafeCell<u64>,
 }
@@ -83,21 +88,23 @@ unsafe impl Send for KernelSpinLock {}
 // SAFETY: a raw spin lock excludes all but its holder.
 unsafe impl RawMutex for KernelSpinLock {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self { lock: UnsafeCell::new(0), flags: UnsafeCell::new(0) };
+    const INIT: Self = Self { lock: UnsafeCell::new([0; 2]), flags: UnsafeCell::new(0) };
     // Interrupts are off on this CPU.
     type GuardMarker = GuardNoSend;
 
+    #[inline(always)]
     fn lock(&self) {
-        // SAFETY: the lock word is valid, and only these functions touch it.
-        let flags = unsafe { ffi::shim_spin_lock(self.lock.get()) };
+        // SAFETY: the lock's words are valid, and only these functions touch them.
+        let flags = unsafe { ffi::shim_spin_lock(self.lock.get().cast()) };
         // SAFETY: this CPU holds the lock now.
         unsafe { *self.flags.get() = flags }
     }
 
+    #[inline(always)]
     fn try_lock(&self) -> bool {
         let mut flags = 0;
         // SAFETY: as for `lock`; `flags` is valid for the call.
-        let locked = unsafe { ffi::shim_spin_trylock(self.lock.get(), &raw mut flags) };
+        let locked = unsafe { ffi::shim_spin_trylock(self.lock.get().cast(), &raw mut flags) };
         if locked {
             // SAFETY: this CPU holds the lock now.
             unsafe { *self.flags.get() = flags }
@@ -109,7 +116,7 @@ unsafe impl RawMutex for KernelSpinLock {
         // SAFETY: the caller vouches that it holds the lock, so `flags` is what its `lock` stored.
         unsafe {
             let flags = *self.flags.get();
-            ffi::shim_spin_unlock(self.lock.get(), flags);
+            ffi::shim_spin_unlock(self.lock.get().cast(), flags);
         }
     }
 }
