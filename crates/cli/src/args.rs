@@ -116,6 +116,9 @@ pub(crate) struct RunArgs {
     /// The KVM device to use
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) device: Option<PathBuf>,
+    /// Let the VMM's threads make any system call, to debug it: without this, one that a thread does not need ends the run
+    #[arg(long)]
+    pub(crate) no_seccomp: bool,
     /// Run the same guest as an ordinary VM on /dev/kvm instead of a Realm: to debug it, or to see what protection costs
     #[arg(long)]
     pub(crate) plain: bool,

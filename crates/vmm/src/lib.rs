@@ -6,7 +6,7 @@
 //! | [`image`] | what is in a kernel file? |
 //! | [`fdt`] | what does the guest's device tree say? |
 //! | [`plan`] | what is in memory at the start, and in which order is it measured? |
-//! | [`memory`] | what of the guest's RAM does this process see? |
+//! | [`memory`], [`footprint`] | what of the guest's RAM does this process see, and what does it cost beside? |
 //! | [`kvm`], [`probe`] | how is the device called, and what can it do? |
 //! | [`machine`] | in which order is a Realm built? |
 //! | [`bus`], [`serial`], [`pci`], [`msix`] | what does the guest see when it touches a device? |
@@ -14,6 +14,7 @@
 //! | [`virtio`] | what do disks, terminals and the like do? |
 //! | [`disk`], [`link`] | what is in a disk's file, and at the other end of a network card's wire? |
 //! | [`runner`] | what happens while the CPUs run? |
+//! | [`seccomp`] | which system calls may each thread make? |
 //! | [`control`] | how does the guest's init learn what to do? |
 //! | [`terminal`], [`mailbox`], [`eventfd`] | how do user and threads talk to it all? |
 //!
@@ -26,6 +27,7 @@ pub mod disk;
 mod error;
 pub mod eventfd;
 pub mod fdt;
+pub mod footprint;
 pub mod image;
 pub mod kvm;
 pub mod layout;
@@ -38,6 +40,7 @@ pub mod pci;
 pub mod plan;
 pub mod probe;
 pub mod runner;
+pub mod seccomp;
 pub mod serial;
 pub mod terminal;
 pub mod virtio;

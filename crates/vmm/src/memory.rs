@@ -20,6 +20,9 @@ use vm_memory::{
 use crate::layout::RAM_BASE;
 use crate::{Error, Result};
 
+const FILE: &std::ffi::CStr = c"guest-shared";
+/// The name under which the kernel lists the mapping.
+pub const NAME: &str = "memfd:guest-shared";
 const PAGE: u64 = cca_abi::GRANULE_SIZE;
 
 /// A range of RAM, mapped here and visible to the guest through its shared addresses.
@@ -48,7 +51,7 @@ impl SharedMemory {
         let failed = |what| Error::os(what, &std::io::Error::last_os_error());
         // SAFETY: the name is a terminated string; the descriptor that comes back is checked and owned from here on.
         let file = unsafe {
-            let fd = libc::memfd_create(c"guest-shared".as_ptr(), libc::MFD_CLOEXEC);
+            let fd = libc::memfd_create(FILE.as_ptr(), libc::MFD_CLOEXEC);
             if fd < 0 {
                 return Err(failed("memfd_create"));
             }

@@ -14,6 +14,7 @@ use crate::layout::{
 };
 use crate::machine::{Machine, Memory};
 use crate::pci::{Function, Host};
+use crate::seccomp::Confinement;
 use crate::virtio::Device;
 use crate::virtio::transport::VirtioPci;
 use crate::virtio::worker::Report;
@@ -58,16 +59,18 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Runner {
-    /// Starts the devices and the CPUs. Output of the serial port goes to `serial`; `report` hears about guests that
-    /// break their devices' rules.
+    /// Starts the devices and the CPUs, each in a thread that can do its work and nothing else. Output of the serial port
+    /// goes to `serial`; `report` hears about guests that break their devices' rules.
     pub fn start(
         machine: Machine,
         serial: Sink,
         devices: Vec<Box<dyn Device>>,
         report: Report,
+        confinement: Confinement,
         on_end: OnEnd,
     ) -> Result<Self> {
         install_kick_handler()?;
+        confinement.prepare()?;
         if devices.len() > PCI_SLOTS {
             return Err(Error::vmm(format!("{} devices; {PCI_SLOTS} are possible", devices.len())));
         }
@@ -81,7 +84,8 @@ impl Runner {
             .into_iter()
             .enumerate()
             .map(|(slot, device)| {
-                VirtioPci::new(slot, device, view.clone(), wiring.clone(), report.clone()).map(Arc::new)
+                VirtioPci::new(slot, device, view.clone(), wiring.clone(), report.clone(), confinement)
+                    .map(Arc::new)
             })
             .collect::<Result<Vec<_>>>()?;
         let pci = Host::new(devices.iter().map(|device| device.clone() as Arc<dyn Function>).collect());
@@ -93,11 +97,14 @@ impl Runner {
         let stop = AtomicBool::new(false);
         let shared = Arc::new(Shared { vcpus, memory, vm, bus, serial, devices, stop, on_end });
         let mut runner = Self { shared, threads: Vec::new() };
+        let filter = confinement.cpu()?;
         for index in 0..runner.shared.vcpus.len() {
-            let shared = runner.shared.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("cpu{index}"))
-                .spawn(move || run_cpu(&shared, index));
+            let (shared, filter) = (runner.shared.clone(), filter.clone());
+            let thread =
+                std::thread::Builder::new().name(format!("cpu{index}")).spawn(move || match filter.enter() {
+                    Ok(()) => run_cpu(&shared, index),
+                    Err(error) => (shared.on_end)(Err(error)),
+                });
             runner.threads.push(thread.map_err(|error| Error::os("starting a CPU's thread", &error))?);
         }
         Ok(runner)

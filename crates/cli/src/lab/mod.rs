@@ -71,6 +71,11 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
     let (outcome, directory) = execute(&config, &job, &mut timeline)?;
     if args.timings {
         eprint!("{}", timeline.table());
+        for note in &outcome.notes {
+            if let Some(bytes) = note["memory"]["vmm_bytes"].as_f64() {
+                eprintln!("{:<28} {:>7.2} MiB", "VMM beside the guest", bytes / 1_048_576.0);
+            }
+        }
     }
     if let Some(path) = &args.json {
         let report = serde_json::json!({
@@ -278,8 +283,8 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
     if args.exec.is_some() {
         add("--console-log", Some(format!("/dev/virtio-ports/{}", port::CONSOLE)));
     }
-    if args.verbose {
-        argv.push("--verbose".to_owned());
+    for (flag, wanted) in [("--verbose", args.verbose), ("--no-seccomp", args.no_seccomp)] {
+        argv.extend(wanted.then(|| flag.to_owned()));
     }
     Ok(argv)
 }

@@ -36,6 +36,18 @@ impl Events {
         );
     }
 
+    /// What this process takes of memory now.
+    pub(crate) fn memory(&self) {
+        // Nobody fails because of this.
+        let Ok(found) = vmm::footprint::Footprint::now() else { return };
+        self.write(&json!({ "memory": {
+            "vmm_bytes": found.own,
+            "guest_shared_bytes": found.guest,
+            "guest_mappings": found.mappings,
+            "guest_mapped_bytes": found.mapped,
+        }}));
+    }
+
     /// The run failed.
     pub(crate) fn error(&self, layer: &str, error: &str) {
         self.write(&json!({ "error": error, "layer": layer, "ns": now() }));

@@ -16,6 +16,7 @@ use vmm::fdt::Conduit;
 use vmm::image::Image;
 use vmm::machine::{Kind, Machine, RealmOptions, Stage};
 use vmm::plan::{Plan, Shape};
+use vmm::seccomp::Confinement;
 
 use disks::DiskArg;
 use events::Events;
@@ -57,6 +58,8 @@ pub(crate) struct RunOptions {
     pub(crate) ipa_bits: Option<u32>,
     /// Where the launch manifest goes.
     pub(crate) manifest: Option<PathBuf>,
+    /// Whether threads may make only the system calls that they need.
+    pub(crate) confinement: Confinement,
 }
 
 impl Default for RunOptions {
@@ -78,6 +81,7 @@ impl Default for RunOptions {
             realm: RealmOptions::default(),
             ipa_bits: None,
             manifest: None,
+            confinement: Confinement::On,
         }
     }
 }

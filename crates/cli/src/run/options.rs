@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use cca_abi::kvm::rme;
 use vmm::machine::RealmOptions;
+use vmm::seccomp::Confinement;
 
 use super::RunOptions;
 use crate::args::{Personalization, RunArgs};
@@ -46,6 +47,7 @@ pub(crate) fn from_args(args: &RunArgs) -> Result<RunOptions> {
         realm,
         ipa_bits: args.realm.ipa_bits,
         manifest: args.manifest.clone(),
+        confinement: if args.no_seccomp { Confinement::Off } else { Confinement::On },
     })
 }
 

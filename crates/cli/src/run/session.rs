@@ -85,8 +85,11 @@ pub(super) fn run(
         show(&screen),
         devices,
         Arc::new(report),
+        opts.confinement,
         Box::new(move |ending| ended.send(Notice::Ended(ending))),
     )?;
+    // From here on a guest talks to us.
+    opts.confinement.main()?.enter()?;
 
     let mut state = Session { events, interactive, status: None, deadline: None };
     // Where something else than a terminal is at the other end, that one knows what its user's keys mean.
@@ -128,6 +131,9 @@ pub(super) fn run(
             keyboard.send(Input::Bytes(0, keys.bytes));
         }
     };
+    if interactive {
+        events.memory();
+    }
     runner.stop();
     drop(terminal);
     // The last bytes of output may have come with the stop.
@@ -160,6 +166,7 @@ impl Session<'_> {
             Notice::Status(status, printed) => {
                 self.status = Some(status);
                 self.deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
+                self.events.memory();
                 self.events.command_done(status, printed);
             }
             Notice::Ended(Ok(Ending::PowerOff)) => return Some(Ok(())),

@@ -8,8 +8,9 @@ use super::on_machine;
 use crate::args::MachineArgs;
 use crate::setup::Environment;
 
-/// One guest with two disks, a network, entropy and all streams of a command; its token's measurement is the one that its
-/// launch manifest predicts. The raw disk is checked from outside.
+/// One guest with two disks, a network, entropy and all streams of a command, all of which interrupt by messages; its
+/// token's measurement is the one that its launch manifest predicts. The raw disk is checked from outside; so is the VMM,
+/// whose threads are confined, and which takes less than 8 MiB beside one mapping of the guest's memory.
 pub(super) fn devices(environment: &Environment) -> Result<()> {
     let directory = std::env::temp_dir().join(format!("realm-devices-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
@@ -35,6 +36,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          if dd if=/dev/zero of=/dev/vdc bs=512 count=1 2>/dev/null; then echo written; fi\n\
          ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up\n\
          ping -c 2 -s 1000 10.9.0.1 >/dev/null && echo pong\n\
+         grep -q 'ITS.*virtio2-req' /proc/interrupts && ! grep 'GICv3.*virtio' /proc/interrupts && echo messages\n\
          echo vectors of $(cat /proc/sys/abi/sve_default_vector_length)\n\
          dmesg | grep -q 'armv8_pmuv3 PMU driver, 5 ' && echo counters\n\
          dmesg | grep -o 'found 2 breakpoint and 2 watchpoint'\n\
@@ -48,14 +50,19 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          dd if=/dev/zero of=/tmp/ro.img bs=64k count=1 2>/dev/null\n\
          before=$(md5sum </tmp/raw.img)\n\
          (until ip link set tap0 up 2>/dev/null; do sleep 0.3; done; ip addr add 10.9.0.1/24 dev tap0) &\n\
-         echo typed | realm run --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 \\\n\
+         (until [ $(grep -l 'Seccomp:.*2' /proc/[0-9]*/task/*/status 2>/dev/null | wc -l) = 8 ]; do sleep 1; done; touch /tmp/confined) &\n\
+         echo typed | realm run --events-fd 3 --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 \\\n\
          \t--hash sha512 --personalization text:devices --sve 256 --pmu 4 --breakpoints 2 --watchpoints 2 --manifest /tmp/manifest.json \\\n\
-         \t--exec '{}' >/tmp/out 2>/tmp/errors\n\
+         \t--exec '{}' >/tmp/out 2>/tmp/errors 3>/tmp/events\n\
          echo status $?\n\
          grep -v ^token /tmp/out | sed \"s/$before/same disk/\"; cat /tmp/errors\n\
          half='bs=64k count=4'\n\
          [ \"$(dd if=/tmp/raw.img $half 2>/dev/null | md5sum)\" = \\\n\
          \t\"$(dd if=/tmp/raw.img $half skip=4 2>/dev/null | md5sum)\" ] && echo written from inside\n\
+         [ -e /tmp/confined ] && echo confined\n\
+         number() {{ sed -n 's/.*\"'$1'\":\\([0-9]*\\).*/\\1/p' /tmp/events; }}\n\
+         [ $(number guest_mappings) = 1 ] && [ $(number guest_mapped_bytes) = $((512 << 20)) ] && echo mapped once\n\
+         [ $(number vmm_bytes) -lt $((8 << 20)) ] && echo small || number vmm_bytes\n\
          rim=$(realm measure /tmp/manifest.json)\n\
          sed -n 's/^token //p' /tmp/out | base64 -d | hexdump -ve '1/1 \"%02x\"' >/tmp/token\n\
          grep -q \"$rim\" /tmp/token && echo predicted ${{#rim}} digits\n",
@@ -63,9 +70,9 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
     );
     let machine = MachineArgs { host_cpus: Some(1), ..MachineArgs::default() };
     let (outcome, text) = on_machine(environment, &machine, &[image], true, &script, 300)?;
-    let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\nvectors of 32\n\
+    let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\nmessages\nvectors of 32\n\
                     counters\nfound 2 breakpoint and 2 watchpoint\n32 random bytes\nerrors\n\
-                    written from inside\npredicted 128 digits\n";
+                    written from inside\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
     let text = text.replace("same disk  -", "same disk");
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
     Ok(())

@@ -3,8 +3,10 @@
 use std::io::{Read as _, Write as _};
 
 use super::{Active, Chain, Device, Served, reader, writer};
+use crate::calls;
 use crate::disk::Disk;
 use crate::memory::GuestView;
+use crate::seccomp::Call;
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
@@ -137,6 +139,14 @@ impl Device for Block {
 
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn system_calls(&self) -> &'static [Call] {
+        // What reads and writes images: at any place in a file, and at a file's end, which a qcow2 image moves.
+        calls![
+            fallocate, fdatasync, fstat, fstatfs, fsync, ftruncate, lseek, newfstatat, pread64, preadv,
+            pwrite64, pwritev, statx,
+        ]
     }
 
     fn features(&self) -> u64 {

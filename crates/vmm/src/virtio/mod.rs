@@ -30,6 +30,7 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, Reader, Writer};
 
 use crate::memory::GuestView;
+use crate::seccomp::{Call, DEVICE_DEFAULT};
 use worker::Shared;
 
 /// `VIRTIO_F_INDIRECT_DESC`.
@@ -69,6 +70,11 @@ pub trait Device: Send {
     fn id(&self) -> u16;
     /// A name for messages and threads.
     fn name(&self) -> String;
+    /// The system calls that it makes beside those of every thread and every device: any other ends the process. See
+    /// [`crate::seccomp`].
+    fn system_calls(&self) -> &'static [Call] {
+        DEVICE_DEFAULT
+    }
     /// The features it has beside [`COMMON_FEATURES`].
     fn features(&self) -> u64 {
         0

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use super::{Active, Device, Served, writer};
+use crate::seccomp::Call;
 
 /// The most bytes for one request.
 const LIMIT: usize = 4096;
@@ -18,6 +19,10 @@ impl Device for Rng {
 
     fn name(&self) -> String {
         "virtio-rng".into()
+    }
+
+    fn system_calls(&self) -> &'static [Call] {
+        &[]
     }
 
     fn queue_sizes(&self) -> Vec<u16> {

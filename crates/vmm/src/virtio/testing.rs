@@ -16,6 +16,7 @@ use crate::kvm::Message;
 use crate::layout::RAM_BASE;
 use crate::memory::{GuestView, SharedMemory};
 use crate::pci::Function;
+use crate::seccomp::Confinement;
 use crate::wiring::Wiring;
 
 /// Bytes of RAM, of which the second half is private.
@@ -122,6 +123,7 @@ impl Driver {
     }
 
     pub(super) fn on(device: Box<dyn Device>, wires: Wires) -> Self {
+        Confinement::On.prepare().unwrap();
         let wires = Arc::new(wires);
         let memory = Arc::new(SharedMemory::new(RAM, true).unwrap());
         memory.set_shared(0, RAM / 2, true);
@@ -134,6 +136,7 @@ impl Driver {
             Arc::new(view.clone()),
             wires.clone(),
             Arc::new(move |text| sink.lock().unwrap().push(text.to_owned())),
+            Confinement::On,
         )
         .unwrap();
         let device = Arc::new(device);

@@ -14,6 +14,7 @@ use crate::layout::{PCI_BAR_SIZE, PCI_MMIO_BASE, PCI_MMIO_SIZE};
 use crate::memory::GuestView;
 use crate::msix;
 use crate::pci::{Config, Function, Identity};
+use crate::seccomp::Confinement;
 use crate::wiring::Wiring;
 
 const VENDOR: u16 = 0x1af4;
@@ -83,6 +84,7 @@ impl VirtioPci {
         memory: Arc<GuestView>,
         wiring: Arc<dyn Wiring>,
         report: Report,
+        confinement: Confinement,
     ) -> Result<Self> {
         let id = device.id();
         let slot = u32::try_from(slot).unwrap_or(u32::MAX);
@@ -117,7 +119,7 @@ impl VirtioPci {
             let body = msix.capability(place(MESSAGES), place(PENDING));
             config.add_capability(msix::CAPABILITY, &body, &msix::CAPABILITY_WRITABLE) + 2
         });
-        let worker = Worker::start(device, memory, interrupt, report)?;
+        let worker = Worker::start(device, memory, interrupt, report, confinement)?;
         let state = State {
             config,
             pci_access,

@@ -16,6 +16,7 @@ use super::interrupt::Interrupt;
 use super::{Active, Device, F_EVENT_IDX, Served};
 use crate::eventfd::EventFd;
 use crate::memory::GuestView;
+use crate::seccomp::Confinement;
 use crate::{Error, Result};
 
 /// Hears about guests that break the rules.
@@ -100,7 +101,9 @@ impl Worker {
         memory: Arc<GuestView>,
         interrupt: Interrupt,
         report: Report,
+        confinement: Confinement,
     ) -> Result<Self> {
+        let filter = confinement.device(device.system_calls())?;
         let name = device.name();
         let queues = device.queue_sizes().len();
         assert!(queues <= MAX_QUEUES, "{name} has {queues} queues");
@@ -115,15 +118,22 @@ impl Worker {
             config: ConfigSpace::new(device.config(), device.config_writable()),
         });
         let (ends, ended) = mpsc::channel();
+        let (confined, is_confined) = mpsc::channel();
         let mut thread =
             Thread { device, memory, shared: shared.clone(), report: report.clone(), active: None };
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
                 let _ends: mpsc::Sender<()> = ends;
-                thread.run();
+                let entered = filter.enter();
+                let may_run = entered.is_ok();
+                let _ = confined.send(entered);
+                if may_run {
+                    thread.run();
+                }
             })
             .map_err(|error| Error::os("starting a device's thread", &error))?;
+        is_confined.recv().unwrap_or_else(|error| Err(Error::vmm(error.to_string())))?;
         Ok(Self { shared, name, report, thread: Mutex::new(Some((thread, ended))) })
     }
 
