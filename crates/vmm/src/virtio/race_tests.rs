@@ -200,3 +200,16 @@ fn cpus_that_disagree_do_no_harm() {
     driver.device.stop();
     assert!(stopping.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
+
+#[test]
+fn a_guest_that_breaks_the_rules_for_ever_fills_no_log() {
+    let mut driver = Driver::new(Box::new(Rng));
+    for _ in 0..50 {
+        driver.start(ALL);
+        driver.give_raw(0, &[(0, 16, 2)]);
+        within("the device stops", || driver.status() & 64 != 0);
+    }
+    let reports = driver.reports.lock().unwrap();
+    assert_eq!(reports.len(), 20);
+    assert!(reports.last().unwrap().contains("nothing more"));
+}

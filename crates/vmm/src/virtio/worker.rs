@@ -24,6 +24,8 @@ pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How long a device that is stopped may be busy with what it is connected to.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// So many mistakes of a driver are reported; a guest must not fill somebody's log.
+const REPORTS: u32 = 20;
 /// The most queues of a device.
 const MAX_QUEUES: usize = 64;
 
@@ -119,8 +121,14 @@ impl Worker {
         });
         let (ends, ended) = mpsc::channel();
         let (confined, is_confined) = mpsc::channel();
-        let mut thread =
-            Thread { device, memory, shared: shared.clone(), report: report.clone(), active: None };
+        let mut thread = Thread {
+            device,
+            memory,
+            shared: shared.clone(),
+            report: report.clone(),
+            reports: 0,
+            active: None,
+        };
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
@@ -194,6 +202,7 @@ struct Thread {
     memory: Arc<GuestView>,
     shared: Arc<Shared>,
     report: Report,
+    reports: u32,
     active: Option<Active>,
 }
 
@@ -288,7 +297,11 @@ impl Thread {
     fn fail(&mut self, what: &str) {
         self.active = None;
         self.shared.broken.store(true, Ordering::Release);
-        (self.report)(&format!("{}: {what}", self.device.name()));
+        if self.reports < REPORTS {
+            self.reports += 1;
+            let last = if self.reports == REPORTS { " (nothing more is said about this device)" } else { "" };
+            (self.report)(&format!("{}: {what}{last}", self.device.name()));
+        }
         if let Err(error) = self.shared.interrupt.config() {
             (self.report)(&error.to_string());
         }
