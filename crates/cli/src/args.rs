@@ -56,6 +56,12 @@ pub(crate) enum Command {
         /// Pages of 4 KiB
         pages: usize,
     },
+    /// The guest's part of a test: let a counter overflow and count the signals
+    #[command(hide = true)]
+    CountOverflows {
+        /// How often
+        times: u64,
+    },
 }
 
 /// What shapes a Realm, wherever it runs.

@@ -57,6 +57,7 @@ fn dispatch(command: &Command) -> Result<u8> {
         Command::Bench(args) => bench::run(args),
         Command::Clean(args) => clean(args),
         Command::LabAgent => lab::agent::serve(),
+        Command::CountOverflows { times } => test::overflows::run(*times),
         Command::Touch { pages } => bench::touch::run(*pages),
     }
 }

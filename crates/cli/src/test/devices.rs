@@ -40,6 +40,8 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          echo vectors of $(cat /proc/sys/abi/sve_default_vector_length)\n\
          dmesg | grep -q 'armv8_pmuv3 PMU driver, 5 ' && echo counters\n\
          dmesg | grep -o 'found 2 breakpoint and 2 watchpoint'\n\
+         cat /dev/vdc >/tmp/realm; chmod +x /tmp/realm; /tmp/realm count-overflows 20\n\
+         [ $(awk '/pmu/ {print $2}' /proc/interrupts) -ge 20 ] && echo that many interrupts\n\
          load-module virtio-rng; echo $(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c) random bytes\n\
          realm report --nonce text:nonce --out /tmp/token; echo token $(base64 </tmp/token | tr -d '\\n')\n\
          exit 9";
@@ -47,7 +49,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
         "load-module tun || exit 1\n\
          realm capabilities | grep -q 'ITS.*yes' || {{ realm capabilities; exit 1; }}\n\
          dd if=/dev/urandom of=/tmp/raw.img bs=64k count=8 2>/dev/null\n\
-         dd if=/dev/zero of=/tmp/ro.img bs=64k count=1 2>/dev/null\n\
+         dd if=/realm of=/tmp/ro.img bs=64k conv=sync 2>/dev/null\n\
          before=$(md5sum </tmp/raw.img)\n\
          (until ip link set tap0 up 2>/dev/null; do sleep 0.3; done; ip addr add 10.9.0.1/24 dev tap0) &\n\
          (until [ $(grep -l 'Seccomp:.*2' /proc/[0-9]*/task/*/status 2>/dev/null | wc -l) = 8 ]; do sleep 1; done; touch /tmp/confined) &\n\
@@ -71,7 +73,8 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
     let machine = MachineArgs { host_cpus: Some(1), ..MachineArgs::default() };
     let (outcome, text) = on_machine(environment, &machine, &[image], true, &script, 300)?;
     let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\nmessages\nvectors of 32\n\
-                    counters\nfound 2 breakpoint and 2 watchpoint\n32 random bytes\nerrors\n\
+                    counters\nfound 2 breakpoint and 2 watchpoint\n20 overflows\nthat many interrupts\n\
+                    32 random bytes\nerrors\n\
                     written from inside\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
     let text = text.replace("same disk  -", "same disk");
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);

@@ -19,6 +19,7 @@ mod firmware;
 mod guide;
 mod hosts;
 mod network;
+pub(crate) mod overflows;
 mod realms;
 
 use std::path::{Path, PathBuf};
