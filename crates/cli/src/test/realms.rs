@@ -74,15 +74,31 @@ pub(super) fn ten_realms(environment: &Environment) -> Result<()> {
 
 pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
     // Killed while the guest runs, and earlier, while memory is populated. Before that, a CPU goes and comes back under
-    // the guest, the machine is asked to sleep, and the kernel's tracer has seen what happened.
+    // the guest, the machine is asked to sleep, and the kernel's tracer has seen what happened. The first VMM's control group
+    // pays for its Realm; another one has a limit that is below what its Realm needs, and is killed when it reaches it.
     let script = prelude()
-        + "mount -t tracefs none /sys/kernel/tracing\n\
+        + "groups=/sys/fs/cgroup\n\
+           mount -t cgroup2 none $groups && echo +memory >$groups/cgroup.subtree_control || exit 1\n\
+           mkdir $groups/owner $groups/small && echo 48M >$groups/small/memory.max || exit 1\n\
+           within() { echo 0 >$groups/$1/cgroup.procs && shift && exec \"$@\"; }\n\
+           used() { cat $groups/$1/memory.current; }\n\
+           mount -t tracefs none /sys/kernel/tracing\n\
            echo 1 >/sys/kernel/tracing/events/kvm_realm/enable || exit 1\n\
-           realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+           within owner realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
            vmm=$!\n\
            for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
            grep -q up /tmp/out || { echo 'the guest did not come up'; exit 1; }\n\
            echo 0 >/sys/kernel/tracing/tracing_on\n\
+           pages=$(counter granules_delegated) charged=$(used owner)\n\
+           realm=$(((pages - before) * 4096))\n\
+           echo \"the Realm has $realm bytes, $charged are charged\" >&2\n\
+           [ $charged -ge $realm ] && [ $charged -le $((realm + (64 << 20))) ] ||\n\
+           \t{ echo \"the Realm has $realm bytes, $charged are charged:\"; cat $groups/owner/memory.stat; }\n\
+           (within small realm run --exec true) >/tmp/small 2>&1\n\
+           status=$?\n\
+           [ $status = 137 ] || { echo \"the limited one ended with $status\"; cat /tmp/small; }\n\
+           grep -q '^oom_kill 1' $groups/small/memory.events || cat $groups/small/memory.events\n\
+           [ $(counter granules_delegated) = $pages ] || echo 'the limited one left pages, or the first lost some'\n\
            for event in rmi enter exit fault; do\n\
            \tgrep -q \" $event: \" /sys/kernel/tracing/trace || { echo \"no $event was traced\"; exit 1; }\n\
            done\n\
@@ -92,14 +108,19 @@ pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
            kill -0 $vmm || { echo 'the guest did not survive'; exit 1; }\n\
            kill -9 $vmm; wait $vmm 2>/dev/null\n\
            settled $before\n\
+           echo \"$(used owner) and $(used small) bytes stay charged\" >&2\n\
+           for group in owner small; do\n\
+           \t[ $(used $group) -lt $((4 << 20)) ] || { echo \"$(used $group) bytes stay charged:\"; cat $groups/$group/memory.stat; }\n\
+           done\n\
            realm run --exec true >/dev/null & vmm=$!\n\
            while [ $(counter granules_delegated) -lt $((before + 1000)) ]; do sleep 0.05; done\n\
            kill -9 $vmm; wait $vmm 2>/dev/null\n\
            settled $before\n\
            realm run --exec 'echo again'\n\
            settled $before\n";
-    let text = host_script(environment, 2, true, &script, 900)?;
-    ensure!(text == "again\n", "the host printed:\n{text}");
+    let machine = MachineArgs { host_cpus: Some(2), ..MachineArgs::default() };
+    let (outcome, text) = provoking(Provoked::OutOfMemory, environment, &machine, &[], true, &script, 900)?;
+    ensure!(outcome.status == 0 && text == "again\n", "the host printed:\n{text}");
     Ok(())
 }
 
