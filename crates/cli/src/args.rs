@@ -27,6 +27,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a Linux Realm: an interactive shell, or one command
     Run(Box<RunArgs>),
+    /// Record a run, and show where its time went: a timeline for Perfetto and a page with plots
+    Trace(Box<crate::trace::TraceArgs>),
     /// Verify an attestation token: signatures, key binding, nonce, measurements
     Verify(VerifyArgs),
     /// Predict a Realm's initial measurement from its launch manifest, without starting anything
@@ -85,9 +87,6 @@ pub(crate) struct RunArgs {
     /// The guest's CPUs
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
-    /// Have the Realm report with a fresh nonce, verify the token and print it; no shell, no command
-    #[arg(long, conflicts_with_all = ["exec", "plain"])]
-    pub(crate) attest: bool,
     /// A disk: an image's path, then `,ro` if the guest may only read it, and `,format=raw` or `,format=qcow2` where
     /// the file's name does not say it (may be repeated)
     #[arg(long = "disk", value_name = "FILE[,ro][,format=F]", value_parser = crate::run::disks::parse)]
@@ -98,19 +97,16 @@ pub(crate) struct RunArgs {
     /// What the Realm is created with
     #[command(flatten)]
     pub(crate) realm: RealmArgs,
-    /// Write the launch manifest to FILE: everything that enters the Realm's initial measurement
-    #[arg(long, value_name = "FILE")]
-    pub(crate) manifest: Option<PathBuf>,
-    /// Start nothing: write the launch manifest (to stdout without --manifest) and print the measurement it predicts
-    #[arg(long)]
-    pub(crate) dry_run: bool,
+    /// What is known of its measurement
+    #[command(flatten)]
+    pub(crate) launch: crate::run::launch::LaunchArgs,
     /// Show every world's console on stderr
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// Print how long each stage took
     #[arg(long)]
     pub(crate) timings: bool,
-    /// Write the stages and the result as JSON to FILE
+    /// Write the stages, the measurements and the result as JSON to FILE, or to stdout if that is -
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Write stage events as JSON lines to this file descriptor
@@ -136,8 +132,9 @@ pub(crate) struct RunArgs {
 /// What is expected of a token.
 #[derive(Args, Debug, Clone)]
 #[command(
-    after_help = "Exit status: 0 when every check holds, 1 when one fails. What no flag says is not checked, \
-                        and the report says so.\nA token comes from `realm report --nonce NONCE` in a Realm."
+    after_help = "Exit status: 0 when every check holds, 1 when one fails, 125 when nothing could be checked. What no \
+                  flag says is not checked, and the report says so.\nA token comes from `realm report --nonce NONCE` \
+                  in a Realm; `realm run --attest` does both."
 )]
 pub(crate) struct VerifyArgs {
     /// The token: a file, or - for stdin; as it is, base64, or hexadecimal
@@ -150,6 +147,9 @@ pub(crate) struct VerifyArgs {
     /// The Realm Initial Measurement
     #[arg(long, value_name = "HEX")]
     pub(crate) rim: Option<String>,
+    /// The launch manifest, which predicts the initial measurement and has the personalization value
+    #[arg(long, value_name = "FILE", conflicts_with = "rim")]
+    pub(crate) manifest: Option<PathBuf>,
     /// A Realm Extensible Measurement, 0 to 3 (may be repeated)
     #[arg(long = "rem", value_name = "INDEX=HEX")]
     pub(crate) rems: Vec<String>,

@@ -14,6 +14,7 @@ mod paths;
 mod run;
 mod setup;
 mod test;
+mod trace;
 mod ui;
 mod verify;
 
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
 fn dispatch(command: &Command) -> Result<u8> {
     match command {
         Command::Run(args) => run_realm(args),
+        Command::Trace(args) => trace::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Measure(args) => run::manifest::measure(args),
         Command::Capabilities(args) => capabilities::run(args),
@@ -64,14 +66,11 @@ fn dispatch(command: &Command) -> Result<u8> {
 
 /// Where the device is, a Realm runs here; elsewhere on an emulated machine.
 fn run_realm(args: &RunArgs) -> Result<u8> {
-    if args.attest {
-        return verify::round_trip(args);
-    }
     let options = run::options::from_args(args)?;
     if !cfg!(target_arch = "aarch64") || !options.device.exists() {
         return lab::run_realm(args);
     }
-    if args.dry_run {
+    if args.launch.dry_run {
         return run::manifest::dry_run(args, &options);
     }
     run::run_on_device(&options)

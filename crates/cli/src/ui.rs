@@ -52,6 +52,16 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// Writes what programs read to a file, or to standard output if that is `-`.
+pub(crate) fn json(path: &std::path::Path, value: &serde_json::Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    if path.as_os_str() == "-" {
+        std::io::stdout().lock().write_all(text.as_bytes())?;
+        return Ok(());
+    }
+    anyhow::Context::with_context(std::fs::write(path, text), || format!("cannot write {}", path.display()))
+}
+
 /// Whether colours and the like make sense on stderr.
 pub(crate) fn fancy() -> bool {
     std::io::stderr().is_terminal()

@@ -2,8 +2,10 @@
 //!
 //! | direction | line |
 //! |---|---|
-//! | init → VMM | `kvm-realm-init 2`: init runs and listens |
-//! | VMM → init | `exec COMMAND`, in base64, or `shell` |
+//! | init → VMM | `kvm-realm-init 3`: init runs and listens |
+//! | VMM → init | if somebody wants to know: `report NONCE`, in hexadecimal digits |
+//! | init → VMM | `token TOKEN`, in base64, or `no-token REASON` |
+//! | VMM → init | `exec COMMAND`, in base64, or `shell`; `off` if the token was all that was wanted |
 //! | init → VMM | `status N`: the command ended, and everything that it printed is on its way |
 //! | VMM → init | `off`: everything has arrived, the machine may go |
 //!
@@ -15,9 +17,9 @@ pub const PORTS: [&str; 5] =
     ["", "kvm-realm.stdin", "kvm-realm.stdout", "kvm-realm.stderr", "kvm-realm.control"];
 
 /// What init says first.
-const GREETING: &[u8] = b"kvm-realm-init 2";
-/// The longest line that is listened to.
-const LONGEST_LINE: usize = 4096;
+const GREETING: &[u8] = b"kvm-realm-init 3";
+/// The longest line that is listened to: a token of a machine with long certificates fits.
+const LONGEST_LINE: usize = 32 << 10;
 
 /// The longest command: what a shell takes as one line without trouble.
 pub const MAX_COMMAND: usize = 96 << 10;
@@ -29,13 +31,17 @@ pub enum Request {
     Exec(String),
     /// Run a shell on the terminal.
     Shell,
+    /// Switch the machine off.
+    Off,
 }
 
 /// What init did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Init runs.
     Ready,
+    /// The Realm's attestation token in base64, or why there is none.
+    Token(Result<String, String>),
     /// The command ended.
     Status(u8),
 }
@@ -44,6 +50,10 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Control {
     request: Request,
+    /// The nonce of a report that is to be asked for.
+    nonce: Option<String>,
+    /// Whether it was, and has not come yet.
+    reporting: bool,
     ready: bool,
     done: bool,
     line: Vec<u8>,
@@ -53,7 +63,13 @@ impl Control {
     /// Starts a conversation that will ask for `request`.
     #[must_use]
     pub fn new(request: Request) -> Self {
-        Self { request, ready: false, done: false, line: Vec::new() }
+        Self { request, nonce: None, reporting: false, ready: false, done: false, line: Vec::new() }
+    }
+
+    /// Has the Realm report first, with a nonce in hexadecimal digits.
+    #[must_use]
+    pub fn with_report(self, nonce: Option<String>) -> Self {
+        Self { nonce, ..self }
     }
 
     /// Takes what the guest wrote; returns what it means, and what to answer.
@@ -70,6 +86,17 @@ impl Control {
             if !self.ready && line == GREETING {
                 self.ready = true;
                 events.push(Event::Ready);
+                if let Some(nonce) = &self.nonce {
+                    self.reporting = true;
+                    reply.extend(format!("report {nonce}\n").into_bytes());
+                } else {
+                    reply.extend(self.request.line());
+                }
+            } else if let (true, Some(answer)) = (self.reporting, token(&line)) {
+                // Init need not wait for a verdict: it is the host that wants to know, and no host can keep a Realm from
+                // doing what is in it.
+                self.reporting = false;
+                events.push(Event::Token(answer));
                 reply.extend(self.request.line());
             } else if let (true, false, Some(status)) = (self.ready, self.done, line.strip_prefix(b"status "))
             {
@@ -89,8 +116,19 @@ impl Request {
         match self {
             Self::Exec(command) => format!("exec {}\n", base64(command.as_bytes())),
             Self::Shell => "shell\n".to_owned(),
+            Self::Off => "off\n".to_owned(),
         }
         .into_bytes()
+    }
+}
+
+/// What a line says about a token.
+fn token(line: &[u8]) -> Option<Result<String, String>> {
+    let text = String::from_utf8_lossy(line);
+    match text.split_once(' ').unwrap_or((&text, "")) {
+        ("token", token) => Some(Ok(token.trim().to_owned())),
+        ("no-token", why) => Some(Err(why.chars().filter(|c| !c.is_control()).take(200).collect())),
+        _ => None,
     }
 }
 
@@ -134,17 +172,33 @@ mod tests {
     fn a_command_is_sent_after_the_greeting_and_its_status_comes_back() {
         let mut control = exec();
         assert_eq!(control.receive(b"status 3\nkvm-realm-in"), (vec![], vec![]));
-        assert_eq!(control.receive(b"it 2\n"), (vec![Event::Ready], b"exec dW5hbWUgLWE=\n".to_vec()));
+        assert_eq!(control.receive(b"it 3\n"), (vec![Event::Ready], b"exec dW5hbWUgLWE=\n".to_vec()));
         assert_eq!(control.receive(b"status 7"), (vec![], vec![]));
         assert_eq!(control.receive(b"\n"), (vec![Event::Status(7)], b"off\n".to_vec()));
         assert_eq!(control.receive(b"status 8\nmore"), (vec![], vec![]));
     }
 
     #[test]
+    fn a_report_comes_before_the_command() {
+        for (line, answer) in
+            [("token AAAA", Ok("AAAA".to_owned())), ("no-token no driver", Err("no driver".to_owned()))]
+        {
+            let mut control = exec().with_report(Some("c0ffee".into()));
+            assert_eq!(control.receive(b"token early\n"), (vec![], vec![]));
+            let greeted = control.receive(b"kvm-realm-init 3\n");
+            assert_eq!(greeted, (vec![Event::Ready], b"report c0ffee\n".to_vec()));
+            let reported = control.receive(format!("{line}\n").as_bytes());
+            assert_eq!(reported, (vec![Event::Token(answer)], b"exec dW5hbWUgLWE=\n".to_vec()));
+            assert_eq!(control.receive(b"token again\n"), (vec![], vec![]));
+            assert_eq!(control.receive(b"status 0\n").0, [Event::Status(0)]);
+        }
+    }
+
+    #[test]
     fn a_status_that_is_none_is_a_failure() {
         for text in ["", "-1", "256", "x"] {
             let mut control = exec();
-            let events = control.receive(format!("kvm-realm-init 2\nstatus {text}\n").as_bytes()).0;
+            let events = control.receive(format!("kvm-realm-init 3\nstatus {text}\n").as_bytes()).0;
             assert_eq!(events.last(), Some(&Event::Status(255)));
         }
     }
@@ -156,6 +210,6 @@ mod tests {
             control.receive(&[b'x'; 1000]);
         }
         assert!(control.line.len() <= LONGEST_LINE);
-        assert_eq!(control.receive(b"\nkvm-realm-init 2\n").0, [Event::Ready]);
+        assert_eq!(control.receive(b"\nkvm-realm-init 3\n").0, [Event::Ready]);
     }
 }

@@ -51,6 +51,8 @@ pub const MAX_CPUS: u32 = 128;
 const MAX_IPA_BITS: u32 = 48;
 /// The device tree's place in a machine with much RAM.
 const DTB_HIGHEST: u64 = 0x8fe0_0000;
+/// The initramfs's alignment.
+const INITRD_ALIGN: u64 = 4;
 const PAGE: u64 = cca_abi::GRANULE_SIZE;
 
 /// The addresses of one machine.
@@ -110,7 +112,9 @@ impl Layout {
         let initrd = match contents.initrd {
             None | Some(0) => None,
             Some(size) => {
-                let start = dtb.checked_sub(size).ok_or_else(too_small)? & !3;
+                // kvmtool leaves room for the alignment even where none is needed.
+                let below = size.checked_add(INITRD_ALIGN).and_then(|room| dtb.checked_sub(room));
+                let start = below.ok_or_else(too_small)?.next_multiple_of(INITRD_ALIGN);
                 // The kernel's last page and the initramfs's first one are populated separately.
                 if start & !(PAGE - 1) < kernel_end {
                     return Err(too_small());
@@ -192,7 +196,7 @@ mod tests {
     fn a_small_machine_has_its_device_tree_two_mib_below_the_end() {
         let layout = Layout::new(128 * MIB, 2, contents(40 * MIB, 4096), None).unwrap();
         assert_eq!(layout.dtb, 0x87e0_0000);
-        assert_eq!(layout.initrd, Some((0x87df_f000, 4096)));
+        assert_eq!(layout.initrd, Some((0x87df_effc, 4096)));
         assert_eq!(layout.redistributors(), (0x3ffb_0000, 0x4_0000));
     }
 

@@ -1,7 +1,7 @@
 //! What goes into the guest's memory before it starts, and in which order: the Realm's measurement depends on it.
 
 use crate::image::Image;
-use crate::layout::{Contents, Layout};
+use crate::layout::{Contents, DTB_SIZE, Layout};
 use crate::{Error, Result, fdt};
 
 const PAGE: u64 = cca_abi::GRANULE_SIZE;
@@ -58,6 +58,19 @@ impl Plan {
         }
         segments.push(Segment { name: "device tree", address: layout.dtb, bytes: dtb });
         Ok(Self { layout, segments })
+    }
+
+    /// Takes another device tree than our own. It has the same place and the same size, padded with zeroes.
+    pub fn replace_device_tree(&mut self, mut blob: Vec<u8>) -> Result<()> {
+        const MAGIC: [u8; 4] = 0xd00d_feed_u32.to_be_bytes();
+        let size = usize::try_from(DTB_SIZE).unwrap_or(usize::MAX);
+        if !blob.starts_with(&MAGIC) || blob.len() > size {
+            return Err(Error::vmm(format!("this is no device tree of at most {size} bytes")));
+        }
+        blob.resize(size, 0);
+        let own = self.segments.iter_mut().find(|segment| segment.address == self.layout.dtb);
+        own.ok_or_else(|| Error::vmm("there is no device tree to replace"))?.bytes = blob;
+        Ok(())
     }
 
     /// The whole pages that hold contents, as (address, size), ascending and without overlap.
@@ -118,12 +131,26 @@ mod tests {
         assert_eq!(plan.page(0x8000_0000), [1; 4096]);
         assert_eq!(plan.page(0x8000_1000)[..904], [1; 904]);
         assert_eq!(plan.page(0x8000_1000)[904..], [0; 3192]);
-        // The initramfs takes the last 5000 bytes before the device tree.
-        assert_eq!(plan.page(0x83df_e000)[..3192], [0; 3192]);
-        assert_eq!(plan.page(0x83df_e000)[3192..], [2; 904]);
-        assert_eq!(plan.page(0x83df_f000), [2; 4096]);
+        // The initramfs ends one word before the device tree.
+        assert_eq!(plan.page(0x83df_e000)[..3188], [0; 3188]);
+        assert_eq!(plan.page(0x83df_e000)[3188..], [2; 908]);
+        assert_eq!(plan.page(0x83df_f000)[..4092], [2; 4092]);
+        assert_eq!(plan.page(0x83df_f000)[4092..], [0; 4]);
         assert_eq!(plan.page(0x83e0_0000)[..4], 0xd00d_feedu32.to_be_bytes());
         assert_eq!(plan.page(0x8100_0000), [0; 4096]);
+    }
+
+    #[test]
+    fn another_device_tree_takes_the_place_of_ours() {
+        let mut plan = plan(5000);
+        let before = plan.populated().unwrap();
+        assert!(plan.replace_device_tree(vec![0; 100]).is_err());
+        let mut blob = 0xd00d_feedu32.to_be_bytes().to_vec();
+        plan.replace_device_tree(blob.clone()).unwrap();
+        assert_eq!(plan.populated().unwrap(), before);
+        assert_eq!(plan.page(0x83e0_0000)[4..], [0; 4092]);
+        blob.resize(0x1_0001, 0);
+        assert!(plan.replace_device_tree(blob).is_err());
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) mod log {
     pub(crate) const QEMU: &str = "qemu.log";
     /// What programs on the host print on standard error.
     pub(crate) const PROGRAM: &str = "host-programs.log";
+    /// Everything that enters the Realm's initial measurement.
+    pub(crate) const MANIFEST: &str = "launch.json";
     /// QEMU's command line, to repeat a run by hand.
     pub(crate) const COMMAND: &str = "command";
 }

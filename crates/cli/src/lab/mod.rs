@@ -25,6 +25,7 @@ use vmm::disk::Format;
 use crate::args::{CapabilitiesArgs, Cli, Command, LabArgs, MachineArgs, RunArgs};
 use crate::build::initramfs::{self, HostParts};
 use crate::build::{self, Images};
+use crate::run::launch::{Check, Prediction};
 use crate::run::{RunOptions, manifest};
 use crate::setup::{self, Environment};
 use crate::ui;
@@ -46,29 +47,50 @@ const NO_FIRMWARE: &str = "none";
 
 /// `realm run` where there is no `/dev/kvm-realm`.
 pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
+    boot_realm(args, None).map(|(status, ..)| status)
+}
+
+/// The same, and the emulated host records it to a file.
+pub(crate) fn record_realm(args: &RunArgs, recording: &Path) -> Result<(u8, Timeline, PathBuf)> {
+    boot_realm(args, Some(recording))
+}
+
+fn boot_realm(args: &RunArgs, recording: Option<&Path>) -> Result<(u8, Timeline, PathBuf)> {
     let mut timeline = Timeline::new();
     let environment = setup::for_machine(&args.machine)?;
     timeline.mark("set-up");
     let images = build::for_run(&environment)?;
-    let parts = host_parts(&environment, &images, &args.kernel, &args.initrd, &[]);
-    if args.dry_run || args.manifest.is_some() {
-        let inner = inner_options(args, &parts)?;
-        if args.dry_run {
-            return manifest::dry_run(args, &inner);
-        }
-        if let Some(path) = &args.manifest {
-            manifest::Manifest::new(&crate::run::plan(&inner)?, &inner.realm)?.write(path)?;
-        }
+    let files: Vec<PathBuf> = args.launch.dtb.iter().cloned().collect();
+    let parts = host_parts(&environment, &images, &args.kernel, &args.initrd, &files);
+    let inner = inner_options(args, &parts)?;
+    if args.launch.dry_run {
+        return Ok((manifest::dry_run(args, &inner)?, timeline, PathBuf::new()));
+    }
+    let directory = crate::paths::new_run()?;
+    let mut check = if args.plain { None } else { Some(predict(args, inner, &directory)?) };
+    if args.machine.firmware.is_none() {
+        // Our monitor measures the RMM's image as it is.
+        let rmm = args.machine.rmm.as_ref().unwrap_or(&images.rmm);
+        let rmm = std::fs::read(rmm).with_context(|| format!("cannot read {}", rmm.display()))?;
+        check = check.map(|check| check.with_rmm(&rmm));
     }
     let initrd = initramfs::host(&environment, &parts)?;
     timeline.mark("build");
 
-    let config = realm_config(&environment, &images, args, initrd)?;
-    let job = realm_job(&config, args)?;
-    if args.exec.is_none() && std::io::stdin().is_terminal() {
+    let mut config = realm_config(&environment, &images, args, initrd)?;
+    let mut job = realm_job(&config, args)?;
+    if let Some(check) = check.as_ref().filter(|_| args.launch.wants_token(args.exec.is_none())) {
+        ask_for_token(&mut job, check);
+    }
+    job.check = check;
+    // A recording shows when the guest's kernel begins to speak.
+    if let Some(recording) = recording {
+        record(recording, &mut config, &mut job)?;
+    }
+    if args.exec.is_none() && !args.launch.attest && std::io::stdin().is_terminal() {
         ui::say("starting a Realm; Ctrl-A X or the guest's `poweroff` ends it");
     }
-    let (outcome, directory) = execute(&config, &job, &mut timeline)?;
+    let outcome = execute_in(&directory, &config, &job, &mut timeline)?;
     if args.timings {
         eprint!("{}", timeline.table());
         for note in &outcome.notes {
@@ -77,17 +99,58 @@ pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
             }
         }
     }
+    let mut status = outcome.status;
+    if let Some(check) = &job.check {
+        check.settle()?;
+        if args.launch.attest && status == 0 {
+            status = check.finish(args.json.as_deref() == Some(Path::new("-")))?;
+        }
+        if args.timings {
+            eprintln!("{check}");
+        }
+    }
     if let Some(path) = &args.json {
         let report = serde_json::json!({
-            "status": outcome.status,
+            "status": status,
             "stages": timeline.json(),
             "notes": outcome.notes,
+            "measurement": job.check.as_ref().map(Check::json),
             "run_directory": directory,
         });
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        ui::json(path, &report)?;
     }
-    Ok(outcome.status)
+    Ok((status, timeline, directory))
+}
+
+/// Has the Realm report for a check.
+pub(crate) fn ask_for_token(job: &mut Job, check: &Check) {
+    if let Some(argv) = &mut job.argv {
+        argv.extend(["--report".to_owned(), check.nonce().to_owned()]);
+    }
+}
+
+/// What lets a recording out of the machine, and the words that make one.
+fn record(recording: &Path, config: &mut Config, job: &mut Job) -> Result<()> {
+    let file = std::path::absolute(recording)?.to_string_lossy().replace(',', ",,");
+    config.extra.extend([
+        "-chardev".to_owned(),
+        format!("file,id=trace,path={file}"),
+        "-device".to_owned(),
+        format!("virtserialport,bus=ports.0,chardev=trace,name={},nr=7", crate::trace::PORT),
+    ]);
+    let words = job.argv.as_mut().context("there is nothing to trace")?;
+    let stream = format!("/dev/virtio-ports/{}", crate::trace::PORT);
+    let run = words.iter().position(|word| word == "/realm").context("there is no `realm run` to trace")? + 1;
+    words.splice(run..=run, ["trace".to_owned(), "--stream".to_owned(), stream]);
+    Ok(())
+}
+
+/// Starts to make the launch manifest, which every run leaves in its directory: here, where hashing takes no time.
+fn predict(args: &RunArgs, inner: RunOptions, directory: &Path) -> Result<Check> {
+    let mut files = vec![directory.join(machine::log::MANIFEST)];
+    files.extend(args.launch.manifest.clone());
+    let make = move || manifest::Manifest::new(&crate::run::plan(&inner)?, &inner.realm);
+    Check::new(&args.launch, Prediction::start(make, files)?)
 }
 
 /// `realm capabilities` where there is no `/dev/kvm-realm`.
@@ -150,6 +213,7 @@ pub(crate) fn shell(args: &LabArgs) -> Result<u8> {
             verbose: args.verbose,
             progress: true,
             capture: false,
+            check: None,
         },
     };
     if args.exec.is_none() {
@@ -181,6 +245,7 @@ pub(crate) fn host_command(
         verbose: false,
         progress: false,
         capture: false,
+        check: None,
     }
 }
 
@@ -188,22 +253,29 @@ pub(crate) fn host_command(
 pub(crate) fn realm_job(config: &Config, args: &RunArgs) -> Result<Job> {
     Ok(Job {
         argv: Some(nets::joined(&args.nets, realm_argv(args)?)),
-        io: if args.exec.is_some() { Io::Exec } else { Io::Console },
-        module: true,
+        io: if args.exec.is_some() || args.launch.attest { Io::Exec } else { Io::Console },
+        module: !args.plain,
         events: true,
-        milestones: milestones(config, true, true),
+        milestones: milestones(config, !args.plain, true),
         timeout: None,
         patience: patience(&args.machine),
         verbose: args.verbose,
         progress: args.verbose || std::io::stderr().is_terminal(),
         capture: false,
+        check: None,
     })
 }
 
 /// Runs a job on a new machine; gives the run directory as well.
 pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Result<(Outcome, PathBuf)> {
     let directory = crate::paths::new_run()?;
-    let machine = machine::start(config, &directory)?;
+    let outcome = execute_in(&directory, config, job, timeline)?;
+    Ok((outcome, directory))
+}
+
+/// The same in a run directory that is there already.
+fn execute_in(directory: &Path, config: &Config, job: &Job, timeline: &mut Timeline) -> Result<Outcome> {
+    let machine = machine::start(config, directory)?;
     timeline.mark("QEMU start");
     let outcome = session::run(machine, job, timeline)?;
     if let (Some(first), false) = (outcome.complaints.first(), job.capture) {
@@ -213,16 +285,17 @@ pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Re
             first.trim()
         ));
     }
-    Ok((outcome, directory))
+    Ok(outcome)
 }
 
 /// What the run on the emulated host will make of `args`, with this machine's files in their places.
-fn inner_options(args: &RunArgs, parts: &HostParts) -> Result<RunOptions> {
+pub(crate) fn inner_options(args: &RunArgs, parts: &HostParts) -> Result<RunOptions> {
     let cli = Cli::try_parse_from(realm_argv(args)?)?;
     let Command::Run(inner) = cli.command else { anyhow::bail!("these are no words for `realm run`") };
     let mut inner = crate::run::options::from_args(&inner)?;
     inner.kernel = parts.kernel.clone().context("there is no guest kernel")?;
     inner.initrd = parts.initrd.clone();
+    inner.launch.dtb = args.launch.dtb.clone();
     Ok(inner)
 }
 
@@ -280,10 +353,18 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
         let read_only = if disk.read_only { ",ro" } else { "" };
         add("--disk", Some(format!("/dev/vd{letter}{read_only}")));
     }
-    if args.exec.is_some() {
+    if let Some(name) = args.launch.dtb.as_ref().and_then(|path| path.file_name()) {
+        add("--dtb", Some(format!("/{}", name.to_string_lossy())));
+    }
+    if args.exec.is_some() || args.launch.attest {
         add("--console-log", Some(format!("/dev/virtio-ports/{}", port::CONSOLE)));
     }
-    for (flag, wanted) in [("--verbose", args.verbose), ("--no-seccomp", args.no_seccomp)] {
+    for (flag, wanted) in [
+        ("--verbose", args.verbose),
+        ("--no-seccomp", args.no_seccomp),
+        ("--attest", args.launch.attest),
+        ("--plain", args.plain),
+    ] {
         argv.extend(wanted.then(|| flag.to_owned()));
     }
     Ok(argv)

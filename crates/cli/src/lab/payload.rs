@@ -182,6 +182,7 @@ pub(crate) fn job(config: &Config, timeout: Duration, patience: f64) -> Job {
         verbose: false,
         progress: false,
         capture: false,
+        check: None,
     }
 }
 

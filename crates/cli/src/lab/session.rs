@@ -17,6 +17,7 @@ use super::protocol::{Event, Io, Lines, Request, encode};
 use super::report::{Failure, fatal};
 use super::stages::{self, Milestone, Timeline};
 use super::terminal::{Escape, EscapeKind, RawMode};
+use crate::run::launch::{self, Check, Verdict};
 use crate::ui;
 
 /// How often the consoles' files are looked at.
@@ -48,6 +49,8 @@ pub(crate) struct Job {
     pub(crate) progress: bool,
     /// Keep what the program prints instead of printing it.
     pub(crate) capture: bool,
+    /// What the Realm's token is held against, if it is to report.
+    pub(crate) check: Option<Check>,
 }
 
 /// How it went.
@@ -317,7 +320,10 @@ impl Session<'_> {
             }
             Event::Module => self.reached("module"),
             Event::Stage { stage, .. } => self.reached(&stage),
-            Event::Note { value } => self.outcome.notes.push(value),
+            Event::Note { value } => {
+                self.judge(&value);
+                self.outcome.notes.push(value);
+            }
             Event::Log { text } => {
                 let _ = writeln!(self.programs, "{text}");
                 // A program that was asked for on the host speaks to the user.
@@ -346,6 +352,25 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Looks at the Realm's token, if that is what a note is about.
+    fn judge(&mut self, note: &serde_json::Value) {
+        let Some(check) = &self.job.check else { return };
+        let text = |key: &str| note.get(key).and_then(|value| value.as_str());
+        let answer = match (text("token"), text("no_token")) {
+            (Some(token), _) => Ok(token),
+            (None, Some(why)) => Err(why),
+            (None, None) => return,
+        };
+        match check.judge(answer) {
+            Verdict::Go(text) if self.job.progress => launch::say(&text),
+            Verdict::Go(_) => {}
+            Verdict::Stop(why) if self.failure.is_none() => {
+                self.failure = Some((Instant::now(), "RMM".to_owned(), why));
+            }
+            Verdict::Stop(_) => {}
+        }
     }
 
     fn send(&mut self, request: &Request) -> Result<()> {

@@ -48,6 +48,14 @@ impl Events {
         }}));
     }
 
+    /// The guest's answer to a request for a token: in base64, or why there is none.
+    pub(crate) fn token(&self, answer: Result<&str, &str>) {
+        self.write(&match answer {
+            Ok(token) => json!({ "token": token }),
+            Err(why) => json!({ "no_token": why }),
+        });
+    }
+
     /// The run failed.
     pub(crate) fn error(&self, layer: &str, error: &str) {
         self.write(&json!({ "error": error, "layer": layer, "ns": now() }));
@@ -63,7 +71,7 @@ impl Events {
 }
 
 /// Nanoseconds since the host kernel started.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a valid structure.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };

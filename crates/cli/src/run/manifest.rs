@@ -11,7 +11,6 @@ use attest::measure::Rim;
 use cca_abi::kvm::rme;
 use cca_abi::rmi::{HashAlgorithm, RealmParams, realm_flags};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use vmm::layout::RAM_BASE;
 use vmm::machine::RealmOptions;
 use vmm::plan::Plan;
@@ -112,7 +111,7 @@ impl Manifest {
                 address,
                 size,
                 measured: true,
-                digest: to_hex(&Sha256::digest(&pages)),
+                digest: to_hex(&attest::measure::sha256(&pages)),
                 pages: to_hex(&pages),
             });
         }
@@ -166,6 +165,12 @@ impl Manifest {
             }
         }
         Ok(rim)
+    }
+
+    /// The personalization value.
+    pub(crate) fn personalization(&self) -> Result<Vec<u8>> {
+        let value = hex(&self.realm.personalization).filter(|value| value.len() == 64);
+        value.context("the personalization value is not 64 bytes long")
     }
 
     /// Writes it to a file, or to standard output if that is `-`.
@@ -239,7 +244,8 @@ pub(crate) fn dry_run(args: &RunArgs, options: &RunOptions) -> Result<u8> {
     ensure!(!options.plain, "an ordinary VM is not measured");
     let manifest = Manifest::new(&super::plan(options)?, &options.realm)?;
     let rim = manifest.measure()?;
-    match &args.manifest {
+    super::launch::agree(args.launch.expect.as_ref(), rim.value())?;
+    match &args.launch.manifest {
         Some(path) => {
             manifest.write(path)?;
             println!("{}", to_hex(rim.value()));
@@ -253,14 +259,14 @@ pub(crate) fn dry_run(args: &RunArgs, options: &RunOptions) -> Result<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use vmm::fdt::Conduit;
     use vmm::image::Image;
     use vmm::plan::Shape;
 
-    fn manifest(hash: u32) -> Manifest {
+    pub(crate) fn manifest(hash: u32) -> Manifest {
         let kernel = Image { bytes: vec![1; 9000], text_offset: 0, image_size: 1 << 20 };
         let shape = Shape { ram_size: 64 << 20, cpus: 2, ipa_bits: None, pmu: true, conduit: Conduit::Smc };
         let plan = Plan::new(shape, kernel, Some(vec![2; 5000]), "quiet").unwrap();

@@ -2,7 +2,8 @@
 //! its console, or the output and the status of one command, to the caller.
 
 pub(crate) mod disks;
-mod events;
+pub(crate) mod events;
+pub(crate) mod launch;
 pub(crate) mod manifest;
 pub(crate) mod nets;
 pub(crate) mod options;
@@ -10,6 +11,7 @@ mod session;
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use vmm::fdt::Conduit;
@@ -18,8 +20,10 @@ use vmm::machine::{Kind, Machine, RealmOptions, Stage};
 use vmm::plan::{Plan, Shape};
 use vmm::seccomp::Confinement;
 
+use crate::ui;
 use disks::DiskArg;
 use events::Events;
+use launch::{Check, LaunchArgs, Prediction};
 use manifest::Manifest;
 use nets::NetArgs;
 
@@ -56,8 +60,10 @@ pub(crate) struct RunOptions {
     pub(crate) realm: RealmOptions,
     /// Width of guest physical addresses.
     pub(crate) ipa_bits: Option<u32>,
-    /// Where the launch manifest goes.
-    pub(crate) manifest: Option<PathBuf>,
+    /// What becomes of its measurement.
+    pub(crate) launch: LaunchArgs,
+    /// Where the result goes for programs.
+    pub(crate) json: Option<PathBuf>,
     /// Whether threads may make only the system calls that they need.
     pub(crate) confinement: Confinement,
 }
@@ -80,7 +86,8 @@ impl Default for RunOptions {
             nets: NetArgs::default(),
             realm: RealmOptions::default(),
             ipa_bits: None,
-            manifest: None,
+            launch: LaunchArgs::default(),
+            json: None,
             confinement: Confinement::On,
         }
     }
@@ -111,10 +118,8 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
     }
     let mut devices = disks::open(&opts.disks)?;
     devices.extend(nets::open(&opts.nets)?);
-    let plan = plan(opts)?;
-    if let Some(path) = &opts.manifest {
-        Manifest::new(&plan, &opts.realm)?.write(path)?;
-    }
+    let plan = Arc::new(plan(opts)?);
+    let check = check(opts, &plan)?;
     let kind = if opts.plain { Kind::Plain } else { Kind::Realm(opts.realm) };
     let machine = Machine::new(&opts.device, kind, &plan, &|stage| {
         events.stage(match stage {
@@ -124,7 +129,33 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
         });
     })?;
     drop(plan);
-    session::run(opts, machine, devices, events)
+    let mut status = session::run(opts, machine, devices, events, check.as_ref())?;
+    let quiet = opts.json.as_deref() == Some(Path::new("-"));
+    if let Some(check) = &check {
+        check.settle()?;
+        if opts.launch.attest {
+            status = check.finish(quiet)?;
+        }
+    }
+    if let Some(path) = &opts.json {
+        let measurement = check.as_ref().map(Check::json);
+        ui::json(path, &serde_json::json!({ "status": status, "measurement": measurement }))?;
+    }
+    Ok(status)
+}
+
+/// Predicts the measurement, if somebody wants to know: whoever has our events does so itself.
+fn check(opts: &RunOptions, plan: &Arc<Plan>) -> anyhow::Result<Option<Check>> {
+    let launch = &opts.launch;
+    let shell = opts.exec.is_none();
+    let unasked = launch.manifest.is_none() && !launch.wants_token(shell);
+    if opts.plain || launch.report.is_some() || unasked {
+        return Ok(None);
+    }
+    let (plan, realm) = (plan.clone(), opts.realm);
+    let files = launch.manifest.iter().cloned().collect();
+    let prediction = Prediction::start(move || Manifest::new(&plan, &realm), files)?;
+    Check::new(launch, prediction).map(Some)
 }
 
 /// What is in the guest's memory at the start.
@@ -139,17 +170,21 @@ pub(crate) fn plan(opts: &RunOptions) -> anyhow::Result<Plan> {
         pmu: opts.realm.pmu_counters.is_some(),
         conduit: if opts.plain { Conduit::Hvc } else { Conduit::Smc },
     };
-    Ok(Plan::new(shape, kernel, initrd, &cmdline(opts))?)
+    let mut plan = Plan::new(shape, kernel, initrd, &cmdline(opts))?;
+    if let Some(path) = &opts.launch.dtb {
+        plan.replace_device_tree(read(path)?)?;
+    }
+    Ok(plan)
 }
 
 /// The guest's command line: the console, and no more talk than somebody will read.
 fn cmdline(opts: &RunOptions) -> String {
     let mut words = String::from("console=ttyS0");
     // Each character is an exit: a command's user sees none of them, a shell's user wants a sign of life.
-    match (opts.verbose, &opts.exec) {
+    match (opts.verbose, opts.exec.is_some() || opts.launch.attest) {
         (true, _) => {}
-        (false, Some(_)) => words.push_str(" quiet"),
-        (false, None) => words.push_str(" loglevel=6"),
+        (false, true) => words.push_str(" quiet"),
+        (false, false) => words.push_str(" loglevel=6"),
     }
     // Linux sizes its bounce buffers after the memory (512 KiB here), and a disk's longest request finds no room in that.
     if !opts.disks.is_empty() || !opts.nets.cards.is_empty() {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use sha2::{Digest as _, Sha256};
 use vmm::link::Link;
 use vmm::virtio::Device;
 use vmm::virtio::net::Net;
@@ -197,7 +196,7 @@ fn forwards(publish: &[Publish]) -> Vec<String> {
 
 /// A locally administered address, the same for the same place.
 fn derived(place: &Path, number: usize) -> [u8; 6] {
-    let hash = Sha256::digest(format!("{} {number}", place.display()));
+    let hash = attest::measure::sha256(format!("{} {number}", place.display()).as_bytes());
     [0x02, hash[0], hash[1], hash[2], hash[3], hash[4]]
 }
 

@@ -46,7 +46,8 @@ pub(crate) fn from_args(args: &RunArgs) -> Result<RunOptions> {
         nets: args.nets.clone(),
         realm,
         ipa_bits: args.realm.ipa_bits,
-        manifest: args.manifest.clone(),
+        launch: args.launch.clone(),
+        json: args.json.clone(),
         confinement: if args.no_seccomp { Confinement::Off } else { Confinement::On },
     })
 }

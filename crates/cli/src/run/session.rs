@@ -21,6 +21,7 @@ use vmm::{Error, Layer};
 
 use super::RunOptions;
 use super::events::Events;
+use super::launch::{self, Check, Verdict};
 
 /// How long a guest that has delivered its status may take to switch itself off.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +33,8 @@ const WINDOW_CHANGED: u8 = 28;
 enum Notice {
     FirstOutput,
     Ready,
+    /// The Realm's token, or why there is none.
+    Token(Result<String, String>),
     /// The command's status, and how much it printed.
     Status(u8, u64),
     Ended(vmm::Result<Ending>),
@@ -46,11 +49,19 @@ pub(super) fn run(
     machine: Machine,
     mut devices: Vec<Box<dyn Device>>,
     events: &Events,
+    check: Option<&Check>,
 ) -> anyhow::Result<u8> {
     let signals = signals()?;
     let (notify, notices) = mailbox()?;
-    let interactive = opts.exec.is_none();
-    let request = opts.exec.clone().map_or(Request::Shell, Request::Exec);
+    let interactive = opts.exec.is_none() && !opts.launch.attest;
+    let request = match &opts.exec {
+        Some(command) => Request::Exec(command.clone()),
+        None if opts.launch.attest => Request::Off,
+        None => Request::Shell,
+    };
+    let asks = check.filter(|_| opts.launch.wants_token(interactive));
+    let nonce = asks.map(|check| check.nonce().to_owned()).or_else(|| opts.launch.report.clone());
+    let conversation = Control::new(request).with_report(nonce);
     let log = opts
         .console_log
         .as_ref()
@@ -67,7 +78,7 @@ pub(super) fn run(
         Box::new(|_| Vec::new()),
         stream(std::io::stdout(), printed.clone()),
         stream(std::io::stderr(), Arc::default()),
-        control(Control::new(request), notify.clone(), printed),
+        control(conversation, notify.clone(), printed),
     ];
     let mut source = if interactive { None } else { Some(own_stdin()?) };
     let ports = PORTS.into_iter().zip(sinks).enumerate().map(|(index, (name, sink))| {
@@ -91,7 +102,8 @@ pub(super) fn run(
     // From here on a guest talks to us.
     opts.confinement.main()?.enter()?;
 
-    let mut state = Session { events, interactive, status: None, deadline: None };
+    let attest = opts.launch.attest;
+    let mut state = Session { events, interactive, attest, check: asks, status: None, deadline: None };
     // Where something else than a terminal is at the other end, that one knows what its user's keys mean.
     let mut escape = terminal.is_some().then(Escape::default);
     let mut input = interactive;
@@ -153,6 +165,9 @@ pub(super) fn run(
 struct Session<'a> {
     events: &'a Events,
     interactive: bool,
+    /// Whether a token is all that is wanted.
+    attest: bool,
+    check: Option<&'a Check>,
     status: Option<u8>,
     deadline: Option<Instant>,
 }
@@ -163,6 +178,18 @@ impl Session<'_> {
         match notice {
             Notice::FirstOutput => self.events.stage("guest-first-output"),
             Notice::Ready => self.events.stage("guest-init"),
+            Notice::Token(answer) => {
+                let answer = answer.as_deref().map_err(String::as_str);
+                self.events.token(answer);
+                match self.check.map(|check| check.judge(answer)) {
+                    Some(Verdict::Stop(why)) => return Some(Err(Error::new(Layer::Rmm, why).into())),
+                    Some(Verdict::Go(text)) => launch::say(&text),
+                    None => {}
+                }
+                if self.attest {
+                    return self.handle(Notice::Status(0, 0));
+                }
+            }
             Notice::Status(status, printed) => {
                 self.status = Some(status);
                 self.deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
@@ -231,6 +258,7 @@ fn control(mut control: Control, notify: Sender<Notice>, printed: Arc<AtomicU64>
         for event in events {
             notify.send(match event {
                 Event::Ready => Notice::Ready,
+                Event::Token(answer) => Notice::Token(answer),
                 Event::Status(status) => Notice::Status(status, printed.load(Ordering::SeqCst)),
             });
         }

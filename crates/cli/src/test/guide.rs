@@ -39,6 +39,10 @@ pub(super) fn guide(environment: &Environment) -> Result<()> {
     };
     ensure!(of("cat /mnt/file") == ["hello"], "the disk held {:?}", of("cat /mnt/file"));
     ensure!(of("sha256sum")[0].ends_with('-'), "no hash: {:?}", of("sha256sum"));
+    ensure!(of("--attest")[0].ends_with("\nverified"), "not attested: {:?}", of("--attest"));
+    ensure!(of("verify token")[0].ends_with("\nverified"), "not verified: {:?}", of("verify token"));
+    ensure!(of("--expect") == ["as expected"], "not expected: {:?}", of("--expect"));
+    ensure!(directory.join("trace/summary.html").is_file(), "there is no page of the trace");
     let predicted = of("launch.json");
     ensure!(predicted.len() == 2 && predicted[0] == predicted[1], "predictions differ: {predicted:?}");
     let _ = std::fs::remove_dir_all(directory);

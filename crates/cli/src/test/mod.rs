@@ -11,6 +11,7 @@
 //! | [`devices`] | do their devices work? |
 //! | [`network`] | do they reach the outside, and does it reach them? |
 //! | [`hosts`] | do they run on other host kernels? |
+//! | [`transparency`] | is it known what was launched, and where the time went? |
 //! | [`guide`] | does docs/guide.md say the truth? |
 
 mod code;
@@ -21,6 +22,7 @@ mod hosts;
 mod network;
 pub(crate) mod overflows;
 mod realms;
+mod transparency;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -79,7 +81,9 @@ const TESTS: &[Test] = &[
     emulated("costs-stay-within-their-limits", crate::bench::check),
     emulated("host-boots-on-4-cpus", |environment| firmware::host_boots(environment, 4)),
     emulated("exec-gives-output-and-status-of-a-guest-that-knows-it-is-a-realm", realms::exec_gives),
-    emulated("stock-guest-attests-through-configfs-tsm", realms::stock_guest_attests),
+    emulated("stock-guest-attests-what-was-predicted", transparency::attests),
+    emulated("another-realm-than-was-to-be-launched-is-noticed", transparency::another_realm),
+    emulated("a-trace-agrees-with-the-modules-counters", transparency::trace),
     emulated("ten-realms-and-a-reload-lose-no-page", realms::ten_realms),
     emulated("killed-vmm-leaves-nothing-and-pays-for-its-memory", realms::killed_vmm),
     emulated("host-cannot-read-a-private-page", realms::private_page),
@@ -225,12 +229,7 @@ fn host_script(
     Ok(text)
 }
 
-/// `realm run --exec` as a user starts it, but with its output caught.
-fn exec(environment: &Environment, command: &str) -> Result<(u8, String)> {
-    exec_with(environment, command, RunArgs::default())
-}
-
-/// As [`exec`], with flags.
+/// `realm run --exec` as a user starts it, with flags, but with its output caught.
 fn exec_with(environment: &Environment, command: &str, arguments: RunArgs) -> Result<(u8, String)> {
     let images = build::for_run(environment)?;
     let arguments = RunArgs { exec: Some(command.to_owned()), ..arguments };

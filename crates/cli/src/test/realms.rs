@@ -1,11 +1,10 @@
 //! Realms on the emulated machine: their lives and ends, and what the host cannot do to them.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::network::Outside;
-use super::{COUNTERS, Provoked, exec, exec_with, host_script, provoking};
+use super::{COUNTERS, Provoked, exec_with, host_script, provoking};
 use crate::args::MachineArgs;
-use crate::build;
 use crate::setup::Environment;
 
 /// Output, errors elsewhere, status, what the guest's kernel found out about where it runs, and the network that needs no
@@ -21,17 +20,6 @@ pub(super) fn exec_gives(environment: &Environment) -> Result<()> {
     let result = exec_with(environment, &command, network.flags())?;
     ensure!(result == (7, "one\ntwo\n1\npublished\n".to_owned()), "status and output are {result:?}");
     Ok(())
-}
-
-/// Two tokens of one Realm, by the stock kernel's own driver.
-pub(super) fn stock_guest_attests(environment: &Environment) -> Result<()> {
-    let command = "realm report --nonce 'the first nonce' && echo && realm report --nonce 00c0ffee";
-    let (status, text) = exec(environment, command)?;
-    ensure!(status == 0, "status {status}, output:\n{text}");
-    let (first, second) = text.split_once("\n\n").context("there are no two tokens")?;
-    let rmm = build::images(environment)?.rmm;
-    crate::verify::check_stock_guest(first, "the first nonce", &rmm)?;
-    crate::verify::check_stock_guest(second, "hex:00c0ffee", &rmm)
 }
 
 /// Shell functions for the scripts below.
