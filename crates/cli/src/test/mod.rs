@@ -10,7 +10,7 @@
 //! | [`realms`] | do Realms live and end as they should? |
 //! | [`devices`] | do their devices work? |
 //! | [`network`] | do they reach the outside, and does it reach them? |
-//! | [`hosts`] | do they run on other host kernels? |
+//! | [`load`] | do several vCPUs work under load, and on another host kernel? |
 //! | [`transparency`] | is it known what was launched, and where the time went? |
 //! | [`guide`] | does docs/guide.md say the truth? |
 
@@ -18,7 +18,7 @@ mod code;
 mod devices;
 mod firmware;
 mod guide;
-mod hosts;
+mod load;
 mod network;
 pub(crate) mod overflows;
 mod realms;
@@ -88,7 +88,8 @@ const TESTS: &[Test] = &[
     emulated("killed-vmm-leaves-nothing-and-pays-for-its-memory", realms::killed_vmm),
     emulated("host-cannot-read-a-private-page", realms::private_page),
     emulated("devices-work-and-the-measurement-is-predicted", devices::devices),
-    emulated("realms-run-on-the-newest-host-kernel", hosts::newest_host),
+    emulated("four-vcpus-under-load-on-the-newest-host", load::on_the_newest_host),
+    Test { name: "four-vcpus-under-load-twenty-times", emulated: true, long: true, run: load::twenty_rounds },
     Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide::guide },
 ];
 
