@@ -94,6 +94,10 @@ pub(crate) struct RunArgs {
     /// Network cards
     #[command(flatten)]
     pub(crate) nets: crate::run::nets::NetArgs,
+    /// A folder that the guest shares, at /mnt/NAME in the default guest (`mount -t virtiofs NAME DIR` in others); NAME is
+    /// the folder's own unless `,tag=` says another one; with `,ro` the guest may only read (may be repeated)
+    #[arg(long = "share", value_name = "DIR[,tag=NAME][,ro]", value_parser = crate::run::shares::parse)]
+    pub(crate) shares: Vec<crate::run::shares::ShareArg>,
     /// What the Realm is created with
     #[command(flatten)]
     pub(crate) realm: RealmArgs,

@@ -13,6 +13,7 @@
 //! | [`wiring`] | how do devices interrupt the guest, and the guest's stores reach devices, without this process? |
 //! | [`virtio`] | what do disks, terminals and the like do? |
 //! | [`disk`], [`link`] | what is in a disk's file, and at the other end of a network card's wire? |
+//! | [`share`] | what of a folder of the host does the guest see, and what may it do there? |
 //! | [`runner`] | what happens while the CPUs run? |
 //! | [`seccomp`] | which system calls may each thread make? |
 //! | [`control`] | how does the guest's init learn what to do? |
@@ -42,6 +43,7 @@ pub mod probe;
 pub mod runner;
 pub mod seccomp;
 pub mod serial;
+pub mod share;
 pub mod terminal;
 pub mod virtio;
 pub mod wiring;

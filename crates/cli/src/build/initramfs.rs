@@ -14,14 +14,8 @@ use crate::setup::Environment;
 /// How many host archives are kept in the cache.
 const KEPT: usize = 3;
 /// What the default guest can load with `load-module`, beside what its kernel has built in.
-const GUEST_MODULES: &[&str] = &[
-    "arm-cca-guest",
-    "virtio-rng",
-    "virtio_balloon",
-    "virtio_blk",
-    "virtio_net",
-    "vmw_vsock_virtio_transport",
-];
+const GUEST_MODULES: &[&str] =
+    &["arm-cca-guest", "virtio-rng", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"];
 /// What the emulated host loads for devices that it has.
 const HOST_MODULES: &[&str] = &["bridge", "tun", "virtio_blk", "virtio_net"];
 /// Loads a module, in the guest and on the emulated host.

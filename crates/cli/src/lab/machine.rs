@@ -10,8 +10,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use vmm::share::{folder::Folder, remote};
 
 use super::protocol::{Lines, port};
+use crate::run::shares::ShareArg;
 
 /// How QEMU runs unless --accel says otherwise: one thread for all CPUs, because world switches and changes of a
 /// granule's owner invalidate TLBs, which stops the threads of all others; and a clock that counts instructions (two
@@ -21,6 +23,9 @@ const COUNTING: [&str; 2] = ["-icount", "shift=1,sleep=on"];
 
 /// The CPU. With LPA2, Linux uses tables with one more level, whose walks cost a tenth of a Realm's boot.
 const CPU: &str = "max,x-rme=on,lpa2=off";
+
+/// The number of the first shared folder's port. Ports 0 and up are the consoles and streams; QEMU has 31.
+const FIRST_SHARE: usize = 16;
 
 /// Names of the files in a run directory.
 pub(crate) mod log {
@@ -69,6 +74,8 @@ pub(crate) struct Config {
     pub(crate) semihosting: bool,
     /// Whether the machine starts again after a reset, instead of ending.
     pub(crate) reboot: bool,
+    /// Folders of this machine that are served over ports of their own.
+    pub(crate) shares: Vec<ShareArg>,
     /// QEMU's accelerator, if not the default way to run.
     pub(crate) accel: Option<String>,
     /// More arguments.
@@ -147,7 +154,7 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
     }
     // Port 0 of the bus is reserved for the terminal; each port is one end of a socket pair, so that no path
     // can be too long for a socket's address and nobody else can connect.
-    command.args(["-device", "virtio-serial-pci,id=ports,max_ports=8"]);
+    command.args(["-device", "virtio-serial-pci,id=ports,max_ports=31"]);
     let (terminal, far_terminal) = pair()?;
     let (control, far_control) = pair()?;
     let (stdout, far_stdout) = pair()?;
@@ -167,9 +174,18 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
             Some(name) => format!("virtserialport,bus=ports.0,chardev={id},name={name},nr={number}"),
         });
     }
+    let shares = config.shares.iter().map(serve).collect::<Result<Vec<_>>>()?;
+    for (index, end) in shares.iter().enumerate() {
+        let (id, number) = (format!("share{index}"), FIRST_SHARE + index);
+        command.arg("-chardev").arg(format!("socket,id={id},fd={}", end.as_raw_fd()));
+        let name = port::share(index);
+        command.arg("-device");
+        command.arg(format!("virtserialport,bus=ports.0,chardev={id},name={name},nr={number}"));
+    }
     command.args(&config.extra);
 
-    let inherited: Vec<RawFd> = ends.iter().map(|(end, ..)| end.as_raw_fd()).collect();
+    let inherited: Vec<RawFd> =
+        ends.iter().map(|(end, ..)| *end).chain(&shares).map(|end| end.as_raw_fd()).collect();
     let parent = std::process::id();
     // SAFETY: only async-signal-safe calls between fork and exec; the descriptors outlive spawn.
     unsafe {
@@ -211,6 +227,17 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
         terminal,
         started: Instant::now(),
     })
+}
+
+/// Serves a folder in a thread of its own, until the machine has ended; gives the machine's end.
+fn serve(share: &ShareArg) -> Result<OwnedFd> {
+    let mut folder = Folder::open(&share.path, share.read_only)?;
+    let (near, far) = pair()?;
+    std::thread::Builder::new().name(format!("share-{}", share.tag)).spawn(move || {
+        // The end of the stream, by whatever error, is the end of the machine.
+        let _ = remote::serve(near, &mut folder);
+    })?;
+    Ok(far)
 }
 
 /// QEMU's options separate their parts with commas; a comma within one is doubled.

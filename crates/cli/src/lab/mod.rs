@@ -353,6 +353,11 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
         let read_only = if disk.read_only { ",ro" } else { "" };
         add("--disk", Some(format!("/dev/vd{letter}{read_only}")));
     }
+    crate::run::shares::check(&args.shares)?;
+    anyhow::ensure!(args.shares.len() <= 8, "the emulated machine takes 8 shared folders at most");
+    for (index, share) in args.shares.iter().enumerate() {
+        add("--share", Some(format!("/dev/virtio-ports/{},tag={}", port::share(index), share.tag)));
+    }
     if let Some(name) = args.launch.dtb.as_ref().and_then(|path| path.file_name()) {
         add("--dtb", Some(format!("/{}", name.to_string_lossy())));
     }
@@ -418,6 +423,7 @@ pub(crate) fn config(
         rmm_el3: args.rmm_el3.clone(),
         semihosting: false,
         reboot: false,
+        shares: Vec::new(),
         accel: args.accel.clone(),
         extra: args.qemu_args.clone(),
     })
@@ -433,6 +439,7 @@ pub(crate) fn realm_config(
     let mut config = config(environment, images, &args.machine, args.cpus, args.memory, initrd)?;
     config.extra.extend(drives(args)?);
     config.extra.extend(nets::cards(&args.nets)?);
+    config.shares = args.shares.clone();
     Ok(config)
 }
 

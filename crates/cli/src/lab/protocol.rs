@@ -15,6 +15,11 @@ pub(crate) mod port {
     pub(crate) const STDIN: &str = "org.kvm-realm.stdin";
     /// What a command prints, raw.
     pub(crate) const STDOUT: &str = "org.kvm-realm.stdout";
+
+    /// The way to a shared folder, one frame after the other.
+    pub(crate) fn share(index: usize) -> String {
+        format!("org.kvm-realm.share{index}")
+    }
 }
 
 /// From the developer's machine to the agent.

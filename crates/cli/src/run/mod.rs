@@ -8,6 +8,7 @@ pub(crate) mod manifest;
 pub(crate) mod nets;
 pub(crate) mod options;
 mod session;
+pub(crate) mod shares;
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use events::Events;
 use launch::{Check, LaunchArgs, Prediction};
 use manifest::Manifest;
 use nets::NetArgs;
+use shares::ShareArg;
 
 /// What to run and where its output goes. Plain data: the command line's parser fills it in.
 #[derive(Debug, Clone)]
@@ -56,6 +58,8 @@ pub(crate) struct RunOptions {
     pub(crate) disks: Vec<DiskArg>,
     /// Network cards, in their order, and the ports behind them.
     pub(crate) nets: NetArgs,
+    /// Shared folders.
+    pub(crate) shares: Vec<ShareArg>,
     /// What the Realm is created with.
     pub(crate) realm: RealmOptions,
     /// Width of guest physical addresses.
@@ -84,6 +88,7 @@ impl Default for RunOptions {
             plain: false,
             disks: Vec::new(),
             nets: NetArgs::default(),
+            shares: Vec::new(),
             realm: RealmOptions::default(),
             ipa_bits: None,
             launch: LaunchArgs::default(),
@@ -118,6 +123,7 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
     }
     let mut devices = disks::open(&opts.disks)?;
     devices.extend(nets::open(&opts.nets)?);
+    devices.extend(shares::open(&opts.shares)?);
     let plan = Arc::new(plan(opts)?);
     let check = check(opts, &plan)?;
     let kind = if opts.plain { Kind::Plain } else { Kind::Realm(opts.realm) };
@@ -187,7 +193,7 @@ fn cmdline(opts: &RunOptions) -> String {
         (false, false) => words.push_str(" loglevel=6"),
     }
     // Linux sizes its bounce buffers after the memory (512 KiB here), and a disk's longest request finds no room in that.
-    if !opts.disks.is_empty() || !opts.nets.cards.is_empty() {
+    if !(opts.disks.is_empty() && opts.nets.cards.is_empty() && opts.shares.is_empty()) {
         words.push_str(" swiotlb=8192");
     }
     if let Some(more) = &opts.cmdline {

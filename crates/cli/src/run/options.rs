@@ -44,6 +44,7 @@ pub(crate) fn from_args(args: &RunArgs) -> Result<RunOptions> {
         plain: args.plain,
         disks: args.disks.clone(),
         nets: args.nets.clone(),
+        shares: args.shares.clone(),
         realm,
         ipa_bits: args.realm.ipa_bits,
         launch: args.launch.clone(),

@@ -25,6 +25,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
     let guest = "set -e\n\
          echo \"input: $(cat)\"\n\
          echo errors >&2\n\
+         cat /mnt/folder/file; echo hello >/mnt/folder/hello; ls /mnt/folder\n\
          dd if=/dev/vda bs=4k 2>/dev/null | md5sum\n\
          dd if=/dev/vda of=/dev/vda bs=64k count=4 seek=4 2>/dev/null\n\
          sync\n\
@@ -51,9 +52,10 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          dd if=/dev/urandom of=/tmp/raw.img bs=64k count=8 2>/dev/null\n\
          dd if=/realm of=/tmp/ro.img bs=64k conv=sync 2>/dev/null\n\
          before=$(md5sum </tmp/raw.img)\n\
+         mkdir /tmp/folder; echo shared file >/tmp/folder/file\n\
          (until ip link set tap0 up 2>/dev/null; do sleep 0.3; done; ip addr add 10.9.0.1/24 dev tap0) &\n\
-         (until [ $(grep -l 'Seccomp:.*2' /proc/[0-9]*/task/*/status 2>/dev/null | wc -l) = 8 ]; do sleep 1; done; touch /tmp/confined) &\n\
-         echo typed | realm run --events-fd 3 --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 \\\n\
+         (until [ $(grep -l 'Seccomp:.*2' /proc/[0-9]*/task/*/status 2>/dev/null | wc -l) = 9 ]; do sleep 1; done; touch /tmp/confined) &\n\
+         echo typed | realm run --events-fd 3 --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 --share /tmp/folder \\\n\
          \t--hash sha512 --personalization text:devices --sve 256 --pmu 4 --breakpoints 2 --watchpoints 2 --manifest /tmp/manifest.json \\\n\
          \t--exec '{}' >/tmp/out 2>/tmp/errors 3>/tmp/events\n\
          echo status $?\n\
@@ -61,6 +63,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          half='bs=64k count=4'\n\
          [ \"$(dd if=/tmp/raw.img $half 2>/dev/null | md5sum)\" = \\\n\
          \t\"$(dd if=/tmp/raw.img $half skip=4 2>/dev/null | md5sum)\" ] && echo written from inside\n\
+         cat /tmp/folder/hello\n\
          [ -e /tmp/confined ] && echo confined\n\
          number() {{ sed -n 's/.*\"'$1'\":\\([0-9]*\\).*/\\1/p' /tmp/events; }}\n\
          [ $(number guest_mappings) = 1 ] && [ $(number guest_mapped_bytes) = $((512 << 20)) ] && echo mapped once\n\
@@ -72,10 +75,10 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
     );
     let machine = MachineArgs { host_cpus: Some(1), ..MachineArgs::default() };
     let (outcome, text) = on_machine(environment, &machine, &[image], true, &script, 300)?;
-    let expected = "status 9\ninput: typed\nsame disk\nsame file\npong\nmessages\nvectors of 32\n\
+    let expected = "status 9\ninput: typed\nshared file\nfile\nhello\nsame disk\nsame file\npong\nmessages\nvectors of 32\n\
                     counters\nfound 2 breakpoint and 2 watchpoint\n20 overflows\nthat many interrupts\n\
                     32 random bytes\nerrors\n\
-                    written from inside\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
+                    written from inside\nhello\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
     let text = text.replace("same disk  -", "same disk");
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
     Ok(())

@@ -17,6 +17,7 @@
 mod code;
 mod devices;
 mod firmware;
+mod folder;
 mod guide;
 mod load;
 mod network;

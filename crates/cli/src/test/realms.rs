@@ -2,23 +2,27 @@
 
 use anyhow::{Result, ensure};
 
+use super::folder::{COMMANDS, Folder, PRINTED};
 use super::network::Outside;
 use super::{COUNTERS, Provoked, exec_with, host_script, provoking};
-use crate::args::MachineArgs;
+use crate::args::{MachineArgs, RunArgs};
 use crate::setup::Environment;
 
-/// Output, errors elsewhere, status, what the guest's kernel found out about where it runs, and the network that needs no
-/// privileges: out to this machine, and in through a published port.
+/// Output, errors elsewhere, status, what the guest's kernel found out about where it runs, the network that needs no
+/// privileges (out to this machine, and in through a published port), and a folder of this machine.
 pub(super) fn exec_gives(environment: &Environment) -> Result<()> {
     let network = Outside::start()?;
+    let folder = Folder::start()?;
     let command = format!(
         "echo one; echo error >&2; echo two; dmesg | grep -c 'Using RSI version'\n\
          echo published >/tmp/index.html; httpd -p 80 -h /tmp; wget -q -O - http://10.0.2.2:{}/\n\
-         exit 7",
+         {COMMANDS}exit 7",
         network.port
     );
-    let result = exec_with(environment, &command, network.flags())?;
-    ensure!(result == (7, "one\ntwo\n1\npublished\n".to_owned()), "status and output are {result:?}");
+    let flags = RunArgs { shares: folder.flags(), ..network.flags() };
+    let result = exec_with(environment, &command, flags)?;
+    ensure!(result == (7, format!("one\ntwo\n1\npublished\n{PRINTED}")), "status and output are {result:?}");
+    folder.check()?;
     Ok(())
 }
 

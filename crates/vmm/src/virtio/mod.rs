@@ -9,6 +9,7 @@
 pub mod block;
 pub mod config;
 pub mod console;
+pub mod fs;
 pub mod interrupt;
 pub mod net;
 pub mod rng;
@@ -19,8 +20,8 @@ pub mod worker;
 mod msix_tests;
 #[cfg(test)]
 mod race_tests;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,6 @@
 //! Interrupts as messages, notifications as doorbells: by the rules and against them.
 
-use super::testing::{Driver, Part, Wires};
-use super::tests::control_word;
+use super::testing::{Driver, Part, Wires, control_word};
 use super::{Device, rng::Rng};
 use crate::kvm::Message;
 use crate::layout::{PCI_MMIO_BASE, PCI_MMIO_SIZE};

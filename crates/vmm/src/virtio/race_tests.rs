@@ -141,7 +141,7 @@ fn cpus_that_disagree_do_no_harm() {
     std::thread::scope(|scope| {
         for cpu in 1..4u64 {
             let (device, view, control) =
-                (driver.device.clone(), driver.view.clone(), super::tests::control_word(&driver));
+                (driver.device.clone(), driver.view.clone(), super::testing::control_word(&driver));
             scope.spawn(move || {
                 let mut state = cpu.wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 let mut random = move || {

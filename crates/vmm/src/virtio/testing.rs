@@ -1,5 +1,6 @@
 //! A driver for tests: it plays the guest's part through the registers and in the guest's memory, by the rules or
 //! against them.
+#![cfg_attr(not(test), allow(dead_code))]
 
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::Device;
 use super::transport::VirtioPci;
+use super::{Device, REQUIRED_FEATURES};
 use crate::Result;
 use crate::eventfd::EventFd;
 use crate::kvm::Message;
@@ -93,11 +94,15 @@ impl Wiring for Wires {
     }
 }
 
-pub(super) struct Driver {
-    pub(super) device: Arc<VirtioPci>,
+/// The guest's side of a device.
+pub struct Driver {
+    /// The device behind its registers.
+    pub device: Arc<VirtioPci>,
     pub(super) wires: Arc<Wires>,
-    pub(super) view: GuestView,
-    pub(super) reports: Arc<Mutex<Vec<String>>>,
+    /// What the device sees of the guest's memory.
+    pub view: GuestView,
+    /// What the device had to complain about.
+    pub reports: Arc<Mutex<Vec<String>>>,
     queues: Vec<Ring>,
     event_idx: bool,
     next_buffer: u64,
@@ -112,13 +117,23 @@ struct Ring {
 }
 
 /// One buffer of a chain.
-pub(super) enum Part<'a> {
+pub enum Part<'a> {
+    /// Bytes for the device.
     Read(&'a [u8]),
+    /// Room for so many bytes from it.
     Write(usize),
 }
 
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
+    }
+}
+
 impl Driver {
-    pub(super) fn new(device: Box<dyn Device>) -> Self {
+    /// A machine with this one device.
+    #[must_use]
+    pub fn new(device: Box<dyn Device>) -> Self {
         Self::on(device, Wires::default())
     }
 
@@ -151,17 +166,22 @@ impl Driver {
         }
     }
 
-    pub(super) fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
+    /// Reads a register of the window.
+    #[must_use]
+    pub fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut bytes = [0; N];
         self.device.read(offset, &mut bytes).unwrap();
         bytes
     }
 
-    pub(super) fn put(&self, offset: u64, bytes: &[u8]) {
+    /// Writes a register of the window.
+    pub fn put(&self, offset: u64, bytes: &[u8]) {
         self.device.write(offset, bytes).unwrap();
     }
 
-    pub(super) fn status(&self) -> u8 {
+    /// The device status.
+    #[must_use]
+    pub fn status(&self) -> u8 {
         self.get::<1>(20)[0]
     }
 
@@ -176,7 +196,7 @@ impl Driver {
     }
 
     /// Goes through the initialization that the specification prescribes.
-    pub(super) fn start(&mut self, wanted: u64) {
+    pub fn start(&mut self, wanted: u64) {
         self.reset();
         self.start_at_once(wanted);
     }
@@ -315,6 +335,121 @@ impl Driver {
         self.view.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
+}
+
+/// What a hostile guest does, as bytes: each step is a byte that says what, and then what it needs; missing bytes are
+/// zeroes. Every string of bytes is a script.
+#[derive(Debug)]
+pub struct Script<'a>(pub &'a [u8]);
+
+impl<'a> Script<'a> {
+    /// The next number.
+    pub fn number<const N: usize>(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[..N.min(8)].iter_mut().for_each(|byte| *byte = self.byte().unwrap_or(0));
+        u64::from_le_bytes(bytes)
+    }
+
+    /// The next byte, unless this is the end.
+    pub fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    /// The next bytes; fewer at the end.
+    pub fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (first, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        first
+    }
+}
+
+impl Driver {
+    /// Plays a script against a device that is started.
+    pub fn play(&mut self, script: &mut Script<'_>) {
+        while let Some(what) = script.byte() {
+            let choice = usize::from(what / 10);
+            let width = 1 << (choice % 4);
+            let queue = choice % self.queues.len().max(1);
+            match what % 10 {
+                // Registers, all of them.
+                0 => {
+                    let at = script.number::<2>() % 0x6100;
+                    self.put(at, &script.number::<8>().to_le_bytes()[..width]);
+                }
+                1 => drop(self.get::<8>(script.number::<2>() % 0x6100)),
+                // Configuration space.
+                2 => {
+                    let at = usize::try_from(script.number::<2>() % 300).unwrap();
+                    self.device.config_write(at, &script.number::<8>().to_le_bytes()[..width]).unwrap();
+                }
+                3 => {
+                    let at = usize::try_from(script.number::<2>() % 300).unwrap();
+                    self.device.config_read(at, &mut [0; 8][..width]).unwrap();
+                }
+                // Rings and descriptors.
+                4 => {
+                    let at = RAM_BASE + script.number::<3>() % 0x2_0000;
+                    self.view.write_slice(&script.number::<8>().to_le_bytes(), GuestAddress(at)).unwrap();
+                    self.kick(queue);
+                }
+                5 => {
+                    let place = script.number::<1>();
+                    let at = match place % 4 {
+                        0 => RAM_BASE,
+                        1 => RAM_BASE + 0x8_0000,
+                        2 => RAM_BASE + RAM / 2 - 8,
+                        _ => script.number::<8>(),
+                    };
+                    let (len, flags) = (script.number::<4>(), u16::try_from(place >> 2 & 7).unwrap());
+                    self.give_raw(queue, &[(at, u32::try_from(len).unwrap(), flags)]);
+                }
+                // Chains by the rules, with any contents.
+                6 => {
+                    let count = script.number::<1>() % 5;
+                    let parts: Vec<Part<'_>> = (0..count)
+                        .map(|_| {
+                            let len = usize::try_from(script.number::<1>()).unwrap();
+                            if len < 128 {
+                                Part::Read(script.bytes(len))
+                            } else {
+                                Part::Write((len - 127) * 16)
+                            }
+                        })
+                        .collect();
+                    self.give(queue, &parts);
+                }
+                // Messages: the table, and the control word.
+                7 => {
+                    let at = 0x4000 + script.number::<1>();
+                    self.put(at, &script.number::<8>().to_le_bytes()[..width]);
+                }
+                8 => {
+                    let control = script.number::<2>().to_le_bytes();
+                    self.device.config_write(control_word(self).unwrap(), &control[..2]).unwrap();
+                }
+                _ => self.start(script.number::<8>() | REQUIRED_FEATURES),
+            }
+        }
+    }
+}
+
+/// Where MSI-X's control word is in configuration space.
+pub(super) fn control_word(driver: &Driver) -> Option<usize> {
+    let byte = |at: usize| {
+        let mut byte = [0];
+        driver.device.config_read(at, &mut byte).unwrap();
+        usize::from(byte[0])
+    };
+    let mut at = byte(0x34);
+    while at != 0 {
+        if byte(at) == 0x11 {
+            return Some(at + 2);
+        }
+        at = byte(at + 1);
+    }
+    None
 }
 
 fn read<const N: usize>(view: &GuestView, address: u64) -> [u8; N] {
