@@ -167,6 +167,7 @@ pub mod cap {
     pub const MEMORY_FAULT_INFO: u32 = 232;
     pub const MEMORY_ATTRIBUTES: u32 = 233;
     pub const GUEST_MEMFD: u32 = 234;
+    pub const PRE_FAULT_MEMORY: u32 = 236;
     pub const ARM_WRITABLE_IMP_ID_REGS: u32 = 239;
 }
 
@@ -390,6 +391,10 @@ abi_struct! {
 abi_struct! {
     /// `struct kvm_arm_rmm_psci_complete`.
     RmmPsciComplete, 24, { target_mpidr: u64 = 0, psci_status: u32 = 8, padding: [u32; 3] = 12 }
+}
+abi_struct! {
+    /// `struct kvm_pre_fault_memory`.
+    PreFaultMemory, 64, { gpa: u64 = 0, size: u64 = 8, flags: u64 = 16, padding: [u64; 5] = 24 }
 }
 abi_struct! {
     /// `struct kvm_userspace_memory_region`.

@@ -58,7 +58,8 @@ pub fn check<K: Kernel>(system: &System<K>, vm: Option<&Vm<K>>, number: u64) -> 
         | cap::ARM_SUPPORTED_REG_MASK_RANGES
         | cap::USER_MEMORY2
         | cap::MEMORY_FAULT_INFO
-        | cap::GUEST_MEMFD => 1,
+        | cap::GUEST_MEMFD
+        | cap::PRE_FAULT_MEMORY => 1,
         cap::MEMORY_ATTRIBUTES => i64::try_from(kvm::MEMORY_ATTRIBUTE_PRIVATE).unwrap_or(0),
         cap::NR_VCPUS => i64::from(system.kernel().online_cpus().min(system.max_vcpus())),
         cap::MAX_VCPUS | cap::MAX_VCPU_ID => i64::from(system.max_vcpus()),

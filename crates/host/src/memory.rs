@@ -6,13 +6,11 @@
 use alloc::sync::Arc;
 use core::ops::Range;
 
-use cca_abi::rmi::fid;
-
 use crate::errno::{Errno, Result};
 use crate::gmem::{Gmem, GmemPage};
 use crate::kernel::{Kernel, PAGE_SIZE};
 use crate::ranges::RangeSet;
-use crate::rmi::{Rmi, RmiError};
+use crate::rmi::Rmi;
 use crate::rtt::Rtt;
 use crate::shared::Shared;
 use crate::slots::{Slot, Slots, intersection};
@@ -62,14 +60,11 @@ fn unmap_private<K: Kernel>(rmi: &Rmi<K>, rtt: &mut Rtt<K>, slot: &Slot<K>, page
         };
         let ipa = slot.base + (index - first) * PAGE_SIZE;
         // The page may be part of a block, which is then split; the table for that is at hand.
-        let destroyed = match rtt.with_page_table(rmi, ipa, |rmi, rd| rmi.data_destroy(rd, ipa)) {
-            Ok(destroyed) => destroyed,
-            Err(_) => Err(RmiError { fid: fid::RTT_CREATE, x0: 0 }),
-        };
+        let destroyed = rtt.with_page_table(rmi, ipa, |rmi, rd| rmi.data_destroy(rd, ipa));
         rtt.emptied(ipa);
         let freed = match destroyed {
-            Ok(destroyed) if destroyed.pa == granule.pa() => rmi.undelegate(granule).is_some(),
-            Ok(destroyed) => {
+            Ok(Ok(destroyed)) if destroyed.pa == granule.pa() => rmi.undelegate(granule).is_some(),
+            Ok(Ok(destroyed)) => {
                 rmi.say(
                     crate::kernel::LogLevel::Error,
                     format_args!("rmm: the page at {ipa:#x} came back as {:#x}", destroyed.pa),
@@ -77,8 +72,19 @@ fn unmap_private<K: Kernel>(rmi: &Rmi<K>, rtt: &mut Rtt<K>, slot: &Slot<K>, page
                 rmi.each_stats(Stats::count_leaked);
                 false
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 rmi.leak(granule, error);
+                false
+            }
+            Err(errno) => {
+                rmi.say(
+                    crate::kernel::LogLevel::Error,
+                    format_args!(
+                        "memory: page {:#x} is lost: its block cannot be split: {errno}",
+                        granule.pa()
+                    ),
+                );
+                rmi.each_stats(Stats::count_leaked);
                 false
             }
         };

@@ -110,7 +110,7 @@ impl<K: Kernel> Vm<K> {
     fn configure(&self, item: &kvm::RmeConfigItem) -> Result {
         let mut control = self.control.lock();
         if self.realm_state() != RealmState::None {
-            return Err(Errno::EINVAL);
+            return Err(if self.system.generation().version < 5 { Errno::EINVAL } else { Errno::EBUSY });
         }
         let (used, reserved) = match item.cfg {
             rme::CFG_RPV => item.data.split_at(64),

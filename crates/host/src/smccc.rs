@@ -21,6 +21,9 @@ pub enum Action {
 /// Most ranges of a filter.
 const MAX_RANGES: usize = 64;
 
+/// Arm's own functions, of both widths: what they say about the machine, nobody else may say (as in KVM).
+const ARCHITECTURE: [(u32, u32); 2] = [(0x8000_0000, 0x8000_FFFF), (0xC000_0000, 0xC000_FFFF)];
+
 /// The filter of one VM: disjoint ranges of functions. What is in none is handled.
 #[derive(Default)]
 pub struct Filter {
@@ -32,7 +35,7 @@ impl Filter {
     ///
     /// # Errors
     /// `EINVAL` for an empty or overflowing range, an unknown action or reserved fields; `EEXIST` if it overlaps
-    /// another; `ENOSPC` if there are too many; `ENOMEM`.
+    /// another or the architecture's; `ENOSPC` if there are too many; `ENOMEM`.
     pub fn add(&mut self, filter: &kvm::SmcccFilter) -> Result<()> {
         let action = match filter.action {
             smccc_action::HANDLE => Action::Handle,
@@ -42,7 +45,10 @@ impl Filter {
         };
         let last = filter.nr_functions.checked_sub(1).and_then(|more| filter.base.checked_add(more));
         let last = last.filter(|_| filter.pad == [0; 15]).ok_or(Errno::EINVAL)?;
-        if self.ranges.iter().any(|(from, to, _)| filter.base <= *to && *from <= last) {
+        let overlaps = |from: u32, to: u32| filter.base <= to && from <= last;
+        if ARCHITECTURE.iter().any(|(from, to)| overlaps(*from, *to))
+            || self.ranges.iter().any(|(from, to, _)| overlaps(*from, *to))
+        {
             return Err(Errno::EEXIST);
         }
         if self.ranges.len() == MAX_RANGES {
@@ -77,6 +83,10 @@ mod tests {
         assert_eq!(filter.add(&range(0x8400_001F, 1, smccc_action::DENY)), Err(Errno::EEXIST));
         assert_eq!(filter.add(&range(0x8400_0020, 1, smccc_action::DENY)), Ok(()));
         assert_eq!(filter.add(&range(0, 0, smccc_action::DENY)), Err(Errno::EINVAL));
+        for (base, count) in [(0x8000_0000, 1), (0x7FFF_FFFF, 2), (0x8000_FFFF, 1), (0xC000_0001, 1)] {
+            let architecture = range(base, count, smccc_action::FWD_TO_USER);
+            assert_eq!(filter.add(&architecture), Err(Errno::EEXIST), "{base:#x}");
+        }
         assert_eq!(filter.add(&range(u32::MAX, 2, smccc_action::DENY)), Err(Errno::EINVAL));
         assert_eq!(filter.add(&range(1, 1, 3)), Err(Errno::EINVAL));
         let mut reserved = range(1, 1, 0);

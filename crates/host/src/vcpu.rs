@@ -9,7 +9,8 @@ use cca_abi::rmi::Ripas;
 use crate::caps;
 use crate::errno::{Errno, Result};
 use crate::events::View;
-use crate::kernel::{Fill, Kernel, Mutex, Page, VcpuThread, read_user, write_user};
+use crate::fault::Fault;
+use crate::kernel::{Fill, Kernel, Mutex, PAGE_SIZE, Page, VcpuThread, read_user, write_user};
 use crate::realm::RealmState;
 use crate::rec::Rec;
 use crate::timer::Timers;
@@ -226,6 +227,7 @@ impl<K: Kernel> VcpuFile<K> {
                 Ok(0)
             }
             ioctl::SET_VCPU_EVENTS => self.set_events(&read_user(kernel, argument)?),
+            ioctl::PRE_FAULT_MEMORY => self.pre_fault(argument),
             ioctl::HAS_DEVICE_ATTR | ioctl::SET_DEVICE_ATTR | ioctl::GET_DEVICE_ATTR => {
                 self.device_attr(command, &read_user(kernel, argument)?)
             }
@@ -307,6 +309,44 @@ impl<K: Kernel> VcpuFile<K> {
         }
         state.finalized = true;
         Ok(0)
+    }
+
+    /// `KVM_PRE_FAULT_MEMORY`: gives the Realm the pages of a range, each by the face that its attribute names, as if it
+    /// had touched them. User space is told what is left of the range; it is an error only if nothing was done.
+    fn pre_fault(&self, argument: u64) -> Result {
+        let vm = &*self.vm;
+        let asked: kvm::PreFaultMemory = read_user(&vm.kernel, argument)?;
+        let end = asked.gpa.checked_add(asked.size).ok_or(Errno::EINVAL)?;
+        let crooked = asked.gpa % PAGE_SIZE != 0 || asked.size % PAGE_SIZE != 0 || asked.size == 0;
+        if crooked || asked.flags != 0 || asked.padding != [0; 5] {
+            return Err(Errno::EINVAL);
+        }
+        if vm.realm_state() != RealmState::Active {
+            // Before that, a page without contents could not be populated any more.
+            return Err(Errno::EPERM);
+        }
+        let mut left = asked;
+        let mut result = Ok(0);
+        while left.gpa < end && result.is_ok() {
+            let private = vm.memory.lock().private.contains(left.gpa);
+            let fault = if private { vm.private_fault(left.gpa) } else { vm.shared_fault(left.gpa) };
+            result = match fault {
+                Ok(Fault::Resolved) => {
+                    left.gpa += PAGE_SIZE;
+                    left.size -= PAGE_SIZE;
+                    if vm.kernel.is_killed() {
+                        Err(Errno::EINTR)
+                    } else {
+                        self.vcpu.thread.prepare().map(|()| 0)
+                    }
+                }
+                Ok(Fault::NoSlot) => Err(Errno::ENOENT),
+                Ok(Fault::ToUser) => Err(Errno::EFAULT),
+                Err(errno) => Err(errno),
+            };
+        }
+        write_user(&vm.kernel, argument, &left)?;
+        if left.size < asked.size { Ok(0) } else { result }
     }
 
     fn set_mp_state(&self, state: u32) -> Result {

@@ -413,3 +413,49 @@ fn registers_of_a_vcpu_can_be_set_as_the_matrix_says() {
     }
     machine.close(&[vcpu], 0);
 }
+
+#[test]
+fn every_refusal_of_the_rmm_is_in_the_log_with_its_layer_command_and_status_in_words() {
+    let steps: [(u64, &str); 10] = [
+        (fid::GRANULE_DELEGATE, "RMI_GRANULE_DELEGATE"),
+        (fid::REALM_CREATE, "RMI_REALM_CREATE"),
+        (fid::REC_AUX_COUNT, "RMI_REC_AUX_COUNT"),
+        (fid::RTT_CREATE, "RMI_RTT_CREATE"),
+        (fid::RTT_INIT_RIPAS, "RMI_RTT_INIT_RIPAS"),
+        (fid::DATA_CREATE, "RMI_DATA_CREATE"),
+        (fid::REC_CREATE, "RMI_REC_CREATE"),
+        (fid::REALM_ACTIVATE, "RMI_REALM_ACTIVATE"),
+        (fid::DATA_DESTROY, "RMI_DATA_DESTROY"),
+        (fid::GRANULE_UNDELEGATE, "RMI_GRANULE_UNDELEGATE"),
+    ];
+    for (command, name) in steps {
+        for (x0, words) in
+            [(1, "RMI_ERROR_INPUT"), (2, "RMI_ERROR_REALM(0)"), (0x99, "unexpected answer 0x99")]
+        {
+            let kernel = Fake::new();
+            let machine = Machine::new(&kernel, 1024);
+            let vcpu = machine.vcpu(0);
+            kernel.fail(command, 0, x0);
+            let _ = machine.rme(rme::CREATE_RD);
+            let _ = machine.init_ipa(RAM, 700 * PAGE);
+            let _ = machine.populate(RAM, 2 * PAGE);
+            let _ = machine.finalize(vcpu);
+            let _ = machine.rme(rme::ACTIVATE_REALM);
+            let _ = machine.set_private(RAM, 2, false);
+            let log = kernel.take_log();
+            let expected = format!("{name}: {words}");
+            let found = log.iter().find(|line| line.contains(&expected));
+            let found = found.unwrap_or_else(|| panic!("{expected:?} is not in {log:#?}"));
+            assert!(found.contains(": rmm: "), "no layer: {found}");
+            // However often it is refused.
+            for _ in 0..100 {
+                let _ = machine.rme(rme::CREATE_RD);
+                let _ = machine.populate(RAM, PAGE);
+                let _ = machine.rme(rme::ACTIVATE_REALM);
+            }
+            assert!(log.len() + kernel.take_log().len() <= 10, "one VM fills the log");
+            kernel.heal();
+            kernel.close_all();
+        }
+    }
+}

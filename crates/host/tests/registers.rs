@@ -234,14 +234,14 @@ fn capabilities_are_those_of_the_table_on_both_files() {
     };
     let ones =
         [0, 3, 14, 15, 16, 21, 30, 32, 36, 40, 41, 70, 77, 82, 87, 88, 89, 98, 102, 105, 122, 126, 127];
-    for number in ones.into_iter().chain([136, 170, 174, 178, 230, 231, 232, 234, 300]) {
+    for number in ones.into_iter().chain([136, 170, 174, 178, 230, 231, 232, 234, 236, 300]) {
         assert_eq!(both(number), 1, "capability {number}");
     }
     let zeroes = [
         23, 26, 54, 81, 93, 100, 119, 120, 144, 158, 168, 177, 187, 192, 195, 198, 203, 205, 216, 223, 225,
         227,
     ];
-    for number in zeroes.into_iter().chain([228, 229, 235, 236, 239, 240, 243, 244, 249, 250, 251]) {
+    for number in zeroes.into_iter().chain([228, 229, 235, 239, 240, 243, 244, 249, 250, 251]) {
         assert_eq!(both(number), 0, "capability {number}");
     }
     assert_eq!(both(cap::NR_VCPUS), 4);
@@ -272,6 +272,14 @@ fn every_generation_has_its_numbers() {
             assert_eq!(asked(other.cap_arm_rme), i64::from(same), "{} in {}", other.name, generation.name);
         }
         assert_eq!(asked(kvm::CAP_KVM_REALM) >> 24, i64::from(generation.version));
+    }
+    for (version, late) in [(2, Errno::EINVAL), (5, Errno::EBUSY)] {
+        let kernel = Fake::new();
+        let machine = Machine::new_small(&kernel, &kernel.system_of(kvm::Generation::of(version).unwrap()));
+        machine.rme(rme::CREATE_RD).unwrap();
+        let item = kvm::RmeConfigItem { cfg: rme::CFG_RPV, data: [0; 256] };
+        assert_eq!(machine.rme_with(rme::CONFIG_REALM, &item), Err(late), "configured too late, v{version}");
+        kernel.close_all();
     }
     assert_eq!(kvm::Generation::of(3).unwrap().name, "v2");
     assert_eq!(kvm::Generation::of(11).unwrap().cap_arm_rme, 244);

@@ -34,11 +34,15 @@ pub struct Config {
     pub vcpus: u32,
     /// Pages populated with contents at the start of RAM.
     pub image_pages: u64,
+    /// GIC redistributors in the guest.
+    pub gicr: u64,
+    /// An ITS in the guest, if there is one.
+    pub its: Option<u64>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ipa_bits: 33, ram: 4 << 20, vcpus: 1, image_pages: 3 }
+        Self { ipa_bits: 33, ram: 4 << 20, vcpus: 1, image_pages: 3, gicr: GICR, its: None }
     }
 }
 
@@ -127,6 +131,24 @@ impl Vmm {
             gmem: -1,
             vcpus: Vec::new(),
             vgic: -1,
+        }
+    }
+
+    /// Another thread's view of the same process and the same files, with a buffer of its own. What it makes, only it
+    /// knows.
+    #[must_use]
+    pub fn second(&self) -> Self {
+        Self {
+            process: self.process.clone(),
+            system: self.system.clone(),
+            kernel: self.kernel.clone(),
+            config: self.config,
+            ram: self.ram,
+            scratch: self.process.mmap(crate::memory::PAGE_SIZE),
+            vm: self.vm,
+            gmem: self.gmem,
+            vcpus: self.vcpus.clone(),
+            vgic: self.vgic,
         }
     }
 
@@ -249,7 +271,14 @@ impl Vmm {
         self.ioctl(self.vm, ioctl::CREATE_DEVICE, &mut args)?;
         self.vgic = args.fd as i32;
         self.set_device_attr(self.vgic, vgic_attr::GRP_ADDR, vgic_attr::ADDR_DIST, GICD)?;
-        self.set_device_attr(self.vgic, vgic_attr::GRP_ADDR, vgic_attr::ADDR_REDIST, GICR)?;
+        self.set_device_attr(self.vgic, vgic_attr::GRP_ADDR, vgic_attr::ADDR_REDIST, self.config.gicr)?;
+        if let Some(base) = self.config.its {
+            let mut args = kvm::CreateDevice { device_type: device_type::ARM_VGIC_ITS, fd: 0, flags: 0 };
+            self.ioctl(self.vm, ioctl::CREATE_DEVICE, &mut args)?;
+            let its = args.fd as i32;
+            self.set_device_attr(its, vgic_attr::GRP_ADDR, vgic_attr::ADDR_ITS, base)?;
+            self.set_device_attr(its, vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, 0)?;
+        }
         self.set_device_attr(self.vgic, vgic_attr::GRP_NR_IRQS, 0, 96)?;
         self.set_device_attr(self.vgic, vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, 0)
     }
@@ -332,21 +361,17 @@ impl Vmm {
         Ok(answer == 1 && memory == 1)
     }
 
-    fn run_page(&self, vcpu: usize) -> &Page {
-        let pa = match self.process.file(self.vcpus[vcpu]) {
-            Some(FileObject::Vcpu(vcpu)) => vcpu.mmap_page(0).expect("the run page"),
-            _ => panic!("no vCPU {vcpu}"),
-        };
+    fn run_page(&self, file: &FileObject<SimKernel>) -> &Page {
+        let FileObject::Vcpu(vcpu) = file else { panic!("no vCPU") };
+        let pa = vcpu.mmap_page(0).expect("the run page");
         self.kernel.machine().memory().page(Pas::NonSecure, pa).expect("the run page is host memory")
     }
 
-    fn run_field(&self, vcpu: usize, offset: usize) -> u64 {
-        self.run_page(vcpu)[offset / 8].load(Relaxed)
-    }
-
-    /// Answers a load.
+    /// Answers a load. Nothing happens if the vCPU was closed.
     pub fn complete_mmio_read(&self, vcpu: usize, value: u64) {
-        self.run_page(vcpu)[run::MMIO_DATA / 8].store(value, Relaxed);
+        if let Some(file) = self.process.file(self.vcpus[vcpu]) {
+            self.run_page(&file)[run::MMIO_DATA / 8].store(value, Relaxed);
+        }
     }
 
     /// `KVM_RUN` once.
@@ -354,14 +379,24 @@ impl Vmm {
     /// # Errors
     /// As the ioctl.
     pub fn run(&self, vcpu: usize) -> Result<Exit> {
-        self.ioctl_value(self.vcpus[vcpu], ioctl::RUN, 0)?;
-        Ok(self.exit(vcpu))
+        // As a mapping of the run page does, the reference outlives the file descriptor.
+        let file = self.process.file(self.vcpus[vcpu]).ok_or(Errno::EBADF)?;
+        self.process.run(|| file.ioctl(ioctl::RUN, 0))?;
+        Ok(self.exit_of(&file))
     }
 
     /// What `struct kvm_run` says.
+    ///
+    /// # Panics
+    /// If the vCPU was closed.
     #[must_use]
     pub fn exit(&self, vcpu: usize) -> Exit {
-        let field = |offset: usize| self.run_field(vcpu, offset);
+        self.exit_of(&self.process.file(self.vcpus[vcpu]).expect("an open vCPU"))
+    }
+
+    fn exit_of(&self, file: &FileObject<SimKernel>) -> Exit {
+        let page = self.run_page(file);
+        let field = |offset: usize| page[offset / 8].load(Relaxed);
         match (field(run::EXIT_REASON) & 0xFFFF_FFFF) as u32 {
             exit::MMIO => {
                 let word = field(run::MMIO_LEN);

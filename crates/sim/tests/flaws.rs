@@ -274,16 +274,21 @@ fn flaw_17_user_space_can_answer_a_host_call_in_all_registers() {
 }
 
 #[test]
-fn a_denied_function_is_not_supported() {
+fn a_denied_function_is_not_supported_and_a_denied_cpu_stays_off() {
     let bench = Bench::new();
     bench.machine.load_program(ENTRY, |guest| {
+        // The 64-bit functions of PSCI are denied; host calls of the same numbers, too.
         let page = RAM_BASE + 0x10_0000;
         guest.write(page, 0);
-        guest.write(page + 8, cca_abi::smccc::VERSION);
+        guest.write(page + 8, psci::fid::CPU_ON_64);
         assert_eq!(guest.smc(&[rsi::fid::HOST_CALL, page])[0], 0);
         assert_eq!(guest.read(page + 8), u64::MAX);
+        guest.write(page + 8, cca_abi::smccc::VERSION);
+        assert_eq!(guest.smc(&[rsi::fid::HOST_CALL, page])[0], 0);
+        assert_eq!(guest.read(page + 8), cca_abi::smccc::VERSION_1_2, "the architecture's are not filtered");
+        assert_eq!(guest.cpu_on(1, SECOND, 0) as i64, psci::Code::Denied as i64);
     });
-    let vmm = filtered(&bench, Config::default(), 0x8000_0000, smccc_action::DENY);
+    let vmm = filtered(&bench, Config { vcpus: 2, ..Config::default() }, 0xC400_0000, smccc_action::DENY);
     assert_eq!(vmm.run(0), Ok(Exit::SystemEvent(1)));
     bench.finish(vmm);
 }

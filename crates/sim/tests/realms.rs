@@ -4,7 +4,7 @@ use cca_abi::rsi;
 use sim::bench::Bench;
 use sim::guest::{Guest, Op};
 use sim::host::Signal;
-use sim::machine::Machine;
+use sim::machine::{Machine, Shape};
 use sim::memory::{DRAM_BASE, PAGE_SIZE, Pas};
 use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -369,5 +369,110 @@ fn a_realm_whose_memory_the_host_took_away_cannot_go_on_unnoticed() {
         Ok(Exit::MemoryFault { gpa, .. }) => assert_eq!(gpa, page),
         other => assert!(other.is_err(), "{other:?}"),
     }
+    bench.finish(vmm);
+}
+
+#[test]
+fn a_realm_has_as_many_vcpus_as_the_rmm_allows_and_an_interrupt_reaches_each() {
+    const FRAMES: u64 = 0x2000_0000;
+    let machine = Machine::boot(Shape { dram: 128 << 20, ..Shape::default() });
+    let bench = Bench::on(machine, cca_abi::kvm::GENERATION_V2);
+    let count = bench.system.max_vcpus();
+    // The RMM would allow 1023.
+    assert_eq!(count, 512);
+    let enable = |guest: &Guest, vcpu: u64| {
+        let frame = (FRAMES + vcpu * 0x2_0000 + 0x1_0000) | SHARED;
+        guest.execute(Op::Write { ipa: frame + 0x80, size: 4, value: 0xFFFF_FFFF }).unwrap();
+        guest.execute(Op::Write { ipa: frame + 0x403, size: 1, value: 0x80 }).unwrap();
+        guest.execute(Op::Write { ipa: frame + 0x100, size: 4, value: 1 << 3 }).unwrap();
+    };
+    let tell = |guest: &Guest, value: u64| {
+        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value }).unwrap();
+    };
+    const SECOND: u64 = RAM_BASE + 0x100;
+    bench.machine.load_program(SECOND, move |guest| {
+        enable(guest, guest.x0);
+        tell(guest, guest.x0);
+        assert_eq!(guest.take_interrupt(), 3);
+        tell(guest, 1000 + guest.x0);
+        guest.smc(&[cca_abi::psci::fid::CPU_OFF]);
+    });
+    let config = Config { vcpus: count, gicr: FRAMES, ..Config::default() };
+    let last = u64::from(count) - 1;
+    let mpidr = |n: u64| n & 0xF | (n >> 4 & 0xFF) << 8;
+    let vmm = bench.built(config, move |guest| {
+        guest.execute(Op::Write { ipa: GICD | SHARED, size: 4, value: 0x12 }).unwrap();
+        for n in 1..=last {
+            assert_eq!(guest.cpu_on(mpidr(n), SECOND, n), 0, "vCPU {n}");
+        }
+        assert_ne!(guest.cpu_on(mpidr(last + 1), SECOND, 0), 0, "one more");
+        tell(guest, 0);
+        // An SGI to all others.
+        let iss = 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+        guest.execute(Op::WriteSysreg { iss, value: 1 << 40 | 3 << 24 }).unwrap();
+        tell(guest, 1000);
+    });
+    let told = |vcpu: usize| match vmm.run(vcpu) {
+        Ok(Exit::Mmio { write: Some(value), .. }) => value,
+        other => panic!("vCPU {vcpu}: {other:?}, {:#?}", bench.machine.log_lines()),
+    };
+    for round in [0, 1000] {
+        for vcpu in 0..count as usize {
+            assert_eq!(told(vcpu), round + vcpu as u64);
+        }
+    }
+    assert_eq!(vmm.run(0), Ok(Exit::SystemEvent(1)));
+    bench.finish(vmm);
+}
+
+#[test]
+fn memory_can_be_faulted_in_before_the_guest_touches_it() {
+    use cca_abi::kvm::{self, ioctl};
+    use kvm_realm::Errno;
+    let bench = Bench::new();
+    let mut vmm = bench.vmm(Config::default());
+    let at = RAM_BASE + 0x10_0000;
+    let shared = RAM_BASE + 0x20_0000;
+    bench.machine.load_program(ENTRY, move |guest| {
+        guest.write(at, 1);
+        guest.write(at + 3 * PAGE_SIZE, 1);
+        guest.execute(Op::Write { ipa: shared | SHARED, size: 8, value: 7 }).unwrap();
+    });
+    let pre_fault = |vmm: &sim::vmm::Vmm, gpa, size, flags| {
+        let mut args = kvm::PreFaultMemory { gpa, size, flags, padding: [0; 5] };
+        let result = vmm.ioctl(vmm.vcpus[0], ioctl::PRE_FAULT_MEMORY, &mut args);
+        (result, args.gpa, args.size)
+    };
+    for (name, step) in STEPS {
+        if *name == "activate" {
+            assert_eq!(
+                pre_fault(&vmm, at, PAGE_SIZE, 0).0,
+                Err(Errno::EPERM),
+                "it could not be populated then"
+            );
+        }
+        step(&mut vmm).unwrap();
+    }
+    for (gpa, size, flags) in [
+        (at, 0, 0),
+        (at + 1, PAGE_SIZE, 0),
+        (at, 5, 0),
+        (at, PAGE_SIZE, 1),
+        (0u64.wrapping_sub(PAGE_SIZE), 2 * PAGE_SIZE, 0),
+    ] {
+        assert_eq!(pre_fault(&vmm, gpa, size, flags).0, Err(Errno::EINVAL));
+    }
+    assert_eq!(pre_fault(&vmm, 0x1000, PAGE_SIZE, 0), (Err(Errno::ENOENT), 0x1000, PAGE_SIZE));
+    assert_eq!(pre_fault(&vmm, at, 4 * PAGE_SIZE, 0), (Ok(0), at + 4 * PAGE_SIZE, 0));
+    // Once more is no harm; the end of the slot is where it stops.
+    assert_eq!(pre_fault(&vmm, at, PAGE_SIZE, 0).0, Ok(0));
+    let end = RAM_BASE + (4 << 20);
+    assert_eq!(pre_fault(&vmm, end - PAGE_SIZE, 2 * PAGE_SIZE, 0), (Ok(0), end, PAGE_SIZE));
+    vmm.set_private(shared, PAGE_SIZE, false).unwrap();
+    assert_eq!(pre_fault(&vmm, shared, PAGE_SIZE, 0).0, Ok(0));
+    assert_eq!(bench.system.stats().shared(), 1);
+    let exits = bench.system.stats().exits(0);
+    assert_eq!(vmm.run_to_end(0, &no_device), Ok(1));
+    assert_eq!(bench.system.stats().exits(0), exits, "the guest faulted");
     bench.finish(vmm);
 }

@@ -55,6 +55,7 @@ struct State {
     params: Vec<u8>,
     watches: BTreeMap<i32, Arc<dyn Fn() + Send + Sync>>,
     signals: BTreeMap<i32, u32>,
+    log: Vec<String>,
 }
 
 #[derive(Clone, Default)]
@@ -103,6 +104,11 @@ impl Fake {
     /// Most pages that were asked for at once.
     pub(crate) fn largest_allocation(&self) -> usize {
         self.0.lock().unwrap().largest_allocation
+    }
+
+    /// The lines of the log since the last time.
+    pub(crate) fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().log)
     }
 
     /// How often others were given a chance.
@@ -508,7 +514,9 @@ impl Kernel for Fake {
     }
 
     fn log(&self, level: LogLevel, line: fmt::Arguments<'_>) {
-        println!("{level:?}: {line}");
+        let line = format!("{level:?}: {line}");
+        println!("{line}");
+        self.0.lock().unwrap().log.push(line);
     }
 }
 
