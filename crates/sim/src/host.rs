@@ -342,6 +342,8 @@ impl Process {
         count_spins(|spins| spins + 1);
         self.notify(|hook| hook.change_begins(address..address + size, false));
         count_spins(|spins| spins - 1);
+        // It takes a while.
+        (0..8).for_each(|_| sync::interleave());
         for at in (address..address + size).step_by(PAGE_SIZE as usize) {
             let mut pages = self.pages.lock().unwrap();
             if let Some(page) = pages.get_mut(&at) {

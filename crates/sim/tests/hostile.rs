@@ -10,7 +10,7 @@ use sim::guest::{Guest, Op};
 use sim::host::Signal;
 use sim::memory::PAGE_SIZE;
 use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -21,10 +21,18 @@ const RAM: u64 = 1 << 20;
 /// The program of vCPUs that others switch on.
 const SECOND: u64 = RAM_BASE + 0x100;
 
+/// The ITS's frames, and where its queue and tables lie in memory that the guest has shared.
+const ITS: u64 = 0x3FD0_0000;
+const QUEUE: u64 = RAM_BASE + 0x8_0000;
+const TABLES: u64 = RAM_BASE + 0x9_0000;
+
 /// A small virtual machine: what is small is soon in every state.
 fn small(vcpus: u32) -> Config {
-    Config { ram: RAM, vcpus, ..Config::default() }
+    Config { ram: RAM, vcpus, its: Some(ITS), ..Config::default() }
 }
+
+/// Things that guests and VMMs have done, for those who run this for long.
+static DONE: AtomicU64 = AtomicU64::new(0);
 
 /// Deterministic random numbers.
 struct Random(u64);
@@ -207,6 +215,7 @@ impl<'a> Thread<'a> {
             self.random.next() as u32,
         ];
         let command = self.random.of(&commands);
+        DONE.fetch_add(1, Relaxed);
         if command == ioctl::ENABLE_CAP {
             // cap, flags, args[0] and args[1], most of the time as they should be.
             let to = self.scratch + 2048;
@@ -300,20 +309,55 @@ fn for_a_while(time: Duration, work: &[&(dyn Fn(&AtomicBool) + Sync)]) {
     });
 }
 
-/// Calls `round` with ascending numbers for about three seconds.
+/// Calls `round` with ascending numbers for about three seconds, or as many as `REALM_HOSTILE_SECONDS` says.
 fn many_rounds(mut round: impl FnMut(u64)) {
+    let seconds =
+        std::env::var("REALM_HOSTILE_SECONDS").ok().and_then(|value| value.parse().ok()).unwrap_or(3);
     let started = Instant::now();
     let mut number = 0;
-    while started.elapsed() < Duration::from_secs(3) {
+    while started.elapsed() < Duration::from_secs(seconds) {
         round(number);
         number += 1;
     }
+    println!("{number} rounds; {} operations of guests and VMMs so far", DONE.load(Relaxed));
+}
+
+/// Something that a guest can do to its ITS: registers with sense and without, orders with sense and without.
+fn its_op(random: &mut Random) -> Op {
+    let frame = ITS | SHARED;
+    let long = |offset: u64, value| Op::Write { ipa: frame + offset, size: 8, value };
+    match random.below(8) {
+        0 => Op::Write { ipa: frame, size: 4, value: random.below(4) },
+        1 => long(0x80, random.of(&[1 << 63 | QUEUE, 1 << 63 | QUEUE | 0xFF, QUEUE, random.0])),
+        2 => long(0x100, 1 << 63 | TABLES | random.below(0x100)),
+        3 => long(0x108, 1 << 63 | TABLES | random.below(0x100)),
+        // Up to eight orders.
+        4 | 5 => long(0x88, random.below(9) * 32),
+        6 => long(random.below(0x1_0000 / 8) * 8, random.next()),
+        _ => Op::Read { ipa: frame + random.below(0x2_0000 / 4) * 4, size: 4 },
+    }
+}
+
+/// A word of an order in the queue: of few devices, events and collections, so that they meet.
+fn its_order(random: &mut Random) -> Op {
+    let slot = random.below(8);
+    let few = random.below(4);
+    let (word, value) = match random.below(4) {
+        0 => (0, random.of(&[1, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 0xFF]) | few << 32),
+        1 => (1, random.below(3) | (8192 + random.below(8)) << 32),
+        2 => (2, random.of(&[0, 1 << 63]) | random.below(4) << 16 | few),
+        _ => (random.below(4), random.next()),
+    };
+    Op::Write { ipa: (QUEUE + slot * 32 + word * 8) | SHARED, size: 8, value }
 }
 
 /// A guest that does anything that a guest can do.
 fn hostile_guest(guest: &Guest, seed: u64) {
     let mut random = Random::new(seed);
+    // LPIs need memory that the host can read.
+    let _ = guest.ipa_state_set(QUEUE, QUEUE + 0x2_0000, false, true);
     loop {
+        DONE.fetch_add(1, Relaxed);
         let page = random.page_of_ram();
         let size = random.of(&[1, 2, 4, 8]);
         let alias = if random.coin() { SHARED } else { 0 };
@@ -322,7 +366,16 @@ fn hostile_guest(guest: &Guest, seed: u64) {
         let anywhere = random.below(2 * SHARED / 8) * 8;
         let value = if random.coin() { random.next() << random.below(40) } else { u64::MAX };
         let mpidr = random.of(&[0, 1, 2, 3, 0x10, 0x100, 0xFF_00FF_FFFF, u64::MAX]);
-        let op = match random.below(16) {
+        let op = match random.below(20) {
+            16 | 17 => its_op(&mut random),
+            18 => its_order(&mut random),
+            19 => match random.below(4) {
+                // LPIs of a redistributor: configuration, pending table, enable.
+                0 => Op::Write { ipa: (GICR + 0x70) | SHARED, size: 8, value: TABLES | 15 },
+                1 => Op::Write { ipa: (GICR + 0x78) | SHARED, size: 8, value: TABLES },
+                2 => Op::Write { ipa: GICR | SHARED, size: 4, value: 1 },
+                _ => random.of(&[Op::Pair { ipa: anywhere }, Op::Pair { ipa: page | alias }]),
+            },
             0..3 => Op::Read { ipa: page | alias, size: 8 },
             3..5 => Op::Write { ipa: page | alias, size, value },
             5 => Op::Execute { ipa: anywhere },
@@ -334,6 +387,9 @@ fn hostile_guest(guest: &Guest, seed: u64) {
                 let base = random.of(&[page, page, 0, RAM_BASE, anywhere & !0xFFF, SHARED - PAGE_SIZE]);
                 let top = base.wrapping_add(random.of(&[0, 1, 8, 64, 0x800, 0x10_0000]) * PAGE_SIZE);
                 let fid = random.of(&[rsi::fid::IPA_STATE_SET, rsi::fid::IPA_STATE_GET]);
+                // One in four is another service of the RMM, with addresses where it wants other things.
+                let other = rsi::fid::VERSION + random.below(12);
+                let fid = if random.below(4) == 0 { other } else { fid };
                 let mut args = [0; 12];
                 args[..5].copy_from_slice(&[fid, base, top, random.below(3), random.below(3)]);
                 Op::Smc(args)

@@ -190,3 +190,27 @@ fn realm(environment: &Environment, realm: &Path) -> Result<()> {
         Ok(())
     })
 }
+
+/// What authors of VMMs read, to see it run.
+const EXAMPLES: [&str; 2] = ["tiny", "interrupts"];
+
+/// The examples for arm64, static and stripped. Only tests need them.
+pub(crate) fn examples(environment: &Environment) -> Result<Vec<PathBuf>> {
+    let directory = images(environment)?.realm.with_file_name("examples");
+    std::fs::create_dir_all(&directory)?;
+    let target = crate::paths::target()?;
+    let mut cargo = environment.rust.cargo(&environment.rust.linux);
+    cargo.current_dir(crate::paths::checkout()?).args(["build", "--quiet", "--release", "-p", "vmm"]);
+    for name in EXAMPLES {
+        cargo.args(["--example", name]);
+    }
+    cargo.args(["--target", LINUX]).arg("--target-dir").arg(&target);
+    command::loud(&mut cargo)?;
+    let stripped = |name: &str| {
+        let to = directory.join(name);
+        let binary = target.join(LINUX).join("release/examples").join(name);
+        output(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(&to).arg(&binary))?;
+        Ok(to)
+    };
+    EXAMPLES.iter().map(|name| stripped(name)).collect()
+}

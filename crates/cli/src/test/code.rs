@@ -44,6 +44,16 @@ pub(super) fn schedules(_: &Environment) -> Result<()> {
     cargo(&["test", "--quiet", "-p", "rmm", "--features", "explore", "--lib", "schedules"])
 }
 
+/// The host core with all its threads on the simulated machine, under explored schedules.
+pub(super) fn host_schedules(_: &Environment) -> Result<()> {
+    // Optimized a little: five times as many schedules. All tests that way would take longer to compile than to run.
+    let faster =
+        ["kvm-realm", "sim", "shuttle"].map(|name| format!("profile.dev.package.{name}.opt-level=1"));
+    let mut arguments = vec!["test", "--quiet", "-p", "sim", "--features", "explore", "--test", "schedules"];
+    faster.iter().for_each(|option| arguments.extend(["--config", option]));
+    cargo(&arguments)
+}
+
 /// PSCI and the division of protection blocks, in many orders of their steps.
 pub(super) fn monitor_schedules(_: &Environment) -> Result<()> {
     cargo(&["test", "--quiet", "-p", "monitor", "--features", "explore"])

@@ -16,6 +16,7 @@
 
 mod code;
 mod devices;
+mod examples;
 mod firmware;
 mod folder;
 mod guide;
@@ -70,6 +71,7 @@ const TESTS: &[Test] = &[
     quick("unit-property-and-simulation", code::unit),
     quick("commands-of-several-cpus-have-an-order", code::schedules),
     quick("monitor-keeps-order-among-cpus", code::monitor_schedules),
+    quick("host-core-loses-nothing-under-any-schedule", code::host_schedules),
     quick("images-cannot-panic", crate::audit::panics),
     quick("stacks-are-bounded", crate::audit::stacks),
     emulated("payload-on-1-cpu-by-interface-0.x", |environment| {
@@ -85,6 +87,7 @@ const TESTS: &[Test] = &[
     emulated("stock-guest-attests-what-was-predicted", transparency::attests),
     emulated("another-realm-than-was-to-be-launched-is-noticed", transparency::another_realm),
     emulated("a-trace-agrees-with-the-modules-counters", transparency::trace),
+    emulated("vmm-examples-do-what-they-say", examples::examples),
     emulated("ten-realms-and-a-reload-lose-no-page", realms::ten_realms),
     emulated("killed-vmm-leaves-nothing-and-pays-for-its-memory", realms::killed_vmm),
     emulated("host-cannot-read-a-private-page", realms::private_page),
