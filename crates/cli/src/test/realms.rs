@@ -90,7 +90,9 @@ pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
            status=$?\n\
            [ $status = 137 ] || { echo \"the limited one ended with $status\"; cat /tmp/small; }\n\
            grep -q '^oom_kill 1' $groups/small/memory.events || cat $groups/small/memory.events\n\
-           [ $(counter granules_delegated) = $pages ] || echo 'the limited one left pages, or the first lost some'\n\
+           # The first guest may touch a few pages more meanwhile; the limited one had thousands.\n\
+           more=$(($(counter granules_delegated) - pages))\n\
+           [ $more -ge 0 ] && [ $more -lt 1000 ] || echo \"after the limited one there are $more pages more\"\n\
            for event in rmi enter exit fault; do\n\
            \tgrep -q \" $event: \" /sys/kernel/tracing/trace || { echo \"no $event was traced\"; exit 1; }\n\
            done\n\
