@@ -64,6 +64,9 @@ pub(crate) enum Command {
         /// How often
         times: u64,
     },
+    /// The guest's part of the bench: system calls, switches, disk and device accesses
+    #[command(hide = true)]
+    Probe,
 }
 
 /// What shapes a Realm, wherever it runs.

@@ -60,7 +60,8 @@ fn dispatch(command: &Command) -> Result<u8> {
         Command::Clean(args) => clean(args),
         Command::LabAgent => lab::agent::serve(),
         Command::CountOverflows { times } => test::overflows::run(*times),
-        Command::Touch { pages } => bench::touch::run(*pages),
+        Command::Touch { pages } => bench::guest::run(*pages),
+        Command::Probe => bench::guest::probe(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! whoever reads a clock on that machine (payload, host program, guest program) reads a number of instructions. Calls
 //! to the RMM are counted by the module.
 
-pub(crate) mod touch;
+pub(crate) mod guest;
 
 use std::collections::BTreeMap;
 
@@ -54,12 +54,26 @@ pub(crate) fn run(args: &BenchArgs) -> Result<u8> {
     let text = test::run_payload(&environment, &counting())?;
     let mut table = payload_counts(&text);
     ensure!(!table.is_empty(), "the payload printed no `bench` lines:\n{text}");
-    ui::say("counting what a Realm's memory costs (two Realms on the host kernel) ...");
-    table.extend(memory(&environment)?);
+    ui::say(
+        "counting what a Realm does, and what a plain VM does in its place (three guests on the host kernel) ...",
+    );
+    let guests = guests(&environment)?;
+    let [still, touching, plain] = guests.as_slice() else {
+        anyhow::bail!("{} guests reported, not 3", guests.len());
+    };
+    table.extend(memory(still, touching)?);
+    let pairs = compare(touching, plain)?;
     if args.json {
         let table: serde_json::Map<String, serde_json::Value> =
             table.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
-        println!("{}", serde_json::to_string_pretty(&table)?);
+        let pairs: serde_json::Map<String, serde_json::Value> = pairs
+            .iter()
+            .map(|(name, realm, plain)| {
+                ((*name).to_owned(), serde_json::json!({ "realm": realm, "plain": plain }))
+            })
+            .collect();
+        let all = serde_json::json!({ "costs": table, "protection": pairs });
+        println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(0);
     }
     println!("{:<76} {:>12}", "measure", "count");
@@ -67,6 +81,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<u8> {
         // Calls per page are fractions; instructions are not.
         let digits = usize::from(value.fract() != 0.0 && *value < 100.0) * 2;
         println!("{name:<76} {value:>12.digits$}");
+    }
+    println!(
+        "\nwhat protection costs: the same guest, in instructions{:>31} {:>12} {:>8}",
+        "Realm", "plain VM", "ratio"
+    );
+    for (name, realm, plain) in &pairs {
+        println!("{name:<76} {realm:>12.0} {plain:>12.0} {:>8.2}", realm / plain);
     }
     println!("\nwhole run (`realm run --exec true --timings`), in seconds of this machine:");
     lab::run_realm(&RunArgs { exec: Some("true".into()), timings: true, ..RunArgs::default() })
@@ -101,8 +122,8 @@ fn payload_counts(text: &str) -> Table {
         .collect()
 }
 
-/// Two Realms that differ only in what their programs touch; the difference is what touching costs.
-fn memory(environment: &Environment) -> Result<Table> {
+/// Two Realms, of which one touches memory and does more, and a plain VM that does the same as the second.
+fn guests(environment: &Environment) -> Result<Vec<Report>> {
     let images = build::for_run(environment)?;
     // The guest gets the arm64 `realm` for its `touch` command, in an archive behind its own.
     let mut archive = Archive::new();
@@ -116,27 +137,33 @@ fn memory(environment: &Environment) -> Result<Table> {
     let script = format!(
         "set -e\n\
          cat /guest/initrd /bench.cpio >/tmp/initrd\n\
-         for pages in 0 {PAGES}; do\n\
-         \trealm run --initrd /tmp/initrd --exec \"sleep 5; realm touch $pages\" --events-fd 3 3>/tmp/events\n\
-         \techo \"realm $pages\"\n\
+         dd if=/dev/urandom of=/tmp/disk.img bs=64k count=64 2>/dev/null\n\
+         guest() {{\n\
+         \techo \"guest $1\"\n\
+         \tshift\n\
+         \trealm run --initrd /tmp/initrd --events-fd 3 \"$@\" 3>/tmp/events\n\
          \tcat /tmp/events {counters}/stats\n\
-         done\n",
+         }}\n\
+         guest still --disk /tmp/disk.img,ro --exec 'sleep 5; realm touch 0; realm probe'\n\
+         work='sleep 5; realm touch {PAGES}; realm probe'\n\
+         guest touching --disk /tmp/disk.img,ro --exec \"$work\"\n\
+         guest plain --plain --disk /tmp/disk.img,ro --exec \"$work\"\n",
         counters = test::COUNTERS,
     );
     let (outcome, text) = test::on_machine(environment, &counting(), &[file], true, &script, LIMIT)?;
     ensure!(outcome.status == 0, "the script on the host ended with {}:\n{text}", outcome.status);
-    evaluate(&text)
+    Ok(reports(&text))
 }
 
-/// What one Realm of [`memory`] reported.
+/// What one guest of [`guests`] reported.
 #[derive(Debug, Default)]
 struct Report {
     /// Nanoseconds by stage.
     stages: BTreeMap<String, f64>,
     /// The module's counters, summed up over all Realms so far.
     counters: BTreeMap<String, f64>,
-    /// What the guest's program printed.
-    touch: BTreeMap<String, f64>,
+    /// What the guest's programs printed.
+    guest: BTreeMap<String, f64>,
 }
 
 impl Report {
@@ -149,36 +176,56 @@ impl Report {
     }
 }
 
-/// Reads what the script printed: the guest's lines, `realm N`, events, counters; twice.
-fn evaluate(text: &str) -> Result<Table> {
-    let mut reports = vec![Report::default()];
-    let mut behind_marker = false;
+/// Reads what the script printed: for each guest a line with its name, its own lines, events, counters.
+fn reports(text: &str) -> Vec<Report> {
+    let mut reports = Vec::new();
     for line in text.lines() {
-        let last = reports.len() - 1;
+        if line.starts_with("guest ") {
+            reports.push(Report::default());
+        }
+        let Some(last) = reports.last_mut() else { continue };
         if let Ok(event) = serde_json::from_str::<serde_json::Value>(line) {
             if let (Some(stage), Some(ns)) = (event["stage"].as_str(), event["ns"].as_f64()) {
-                reports[last].stages.insert(stage.to_owned(), ns);
+                last.stages.insert(stage.to_owned(), ns);
             }
         } else if let Some((name, value)) = line.rsplit_once(' ') {
             let Ok(value) = value.parse() else { continue };
-            if let Some(name) = name.strip_prefix("touch ") {
-                if behind_marker {
-                    reports.push(Report::default());
-                    behind_marker = false;
-                }
-                let last = reports.len() - 1;
-                reports[last].touch.insert(name.to_owned(), value);
-            } else if name == "realm" {
-                behind_marker = true;
-            } else {
-                reports[last].counters.insert(name.to_owned(), value);
-            }
+            match name.strip_prefix("touch ").or_else(|| name.strip_prefix("probe ")) {
+                Some(name) => last.guest.insert(name.to_owned(), value),
+                None => last.counters.insert(name.to_owned(), value),
+            };
         }
     }
-    let [still, touching] = reports.as_slice() else {
-        anyhow::bail!("{} Realms reported, not 2:\n{text}", reports.len());
-    };
+    reports
+}
 
+/// The same guest as a Realm and as a plain VM: name, instructions of the one, instructions of the other.
+fn compare(realm: &Report, plain: &Report) -> Result<Vec<(&'static str, f64, f64)>> {
+    #[allow(clippy::cast_precision_loss, reason = "a small constant")]
+    let pages = PAGES as f64;
+    let mut rows = vec![(
+        "first instruction to the guest's init",
+        realm.between("activated", "guest-init")?,
+        plain.between("activated", "guest-init")?,
+    )];
+    for (name, key, divisor) in [
+        ("first touch of a page", "first", pages),
+        ("touch of a page that the guest already has", "again", pages),
+        ("1,000 steps of arithmetic", "loop", 1.0),
+        ("a system call", "syscall", 1.0),
+        ("two threads wake each other, there and back", "switch", 1.0),
+        ("a device access: a read of PCI configuration space, by the guest's kernel", "register", 1.0),
+        ("a disk read of 4 KiB", "disk-4k", 1.0),
+        ("a disk read of 256 KiB", "disk-256k", 1.0),
+    ] {
+        let value = |report: &Report| Ok::<_, anyhow::Error>(Report::get(&report.guest, key)? / divisor);
+        rows.push((name, value(realm)?, value(plain)?));
+    }
+    Ok(rows)
+}
+
+/// What two Realms that differ in what their programs touch tell about touching.
+fn memory(still: &Report, touching: &Report) -> Result<Table> {
     let done = |report: &Report, name: &str| -> Result<f64> {
         let errors = report.counters.get(&format!("{name}_errors")).copied().unwrap_or(0.0);
         Ok(Report::get(&report.counters, name)? - errors)
@@ -195,8 +242,8 @@ fn evaluate(text: &str) -> Result<Table> {
         + count("RMI_DATA_CREATE_UNKNOWN")?
         + count("RMI_RTT_CREATE")?
         + count("exit_sync")?;
-    let first = Report::get(&touching.touch, "first")?;
-    let again = Report::get(&touching.touch, "again")?;
+    let first = Report::get(&touching.guest, "first")?;
+    let again = Report::get(&touching.guest, "again")?;
     #[allow(clippy::cast_precision_loss, reason = "a small constant")]
     let pages = PAGES as f64;
     Ok(vec![
@@ -237,10 +284,10 @@ mod tests {
     }
 
     #[test]
-    fn two_realms_are_told_apart() {
-        let realm = |pages: u64, total: u64, enters: u64| {
+    fn guests_are_told_apart() {
+        let guest = |name: &str, pages: u64, total: u64, enters: u64| {
             format!(
-                "touch first {f}\ntouch again {a}\nrealm {pages}\n\
+                "guest {name}\ntouch first {f}\ntouch again {a}\nprobe loop 7\n\
                  {{\"stage\":\"realm-created\",\"ns\":1000}}\n{{\"stage\":\"populated\",\"ns\":101000}}\n\
                  {{\"stage\":\"activated\",\"ns\":102000}}\n{{\"stage\":\"guest-init\",\"ns\":202000}}\n\
                  RMI_DATA_CREATE {c}\nRMI_DATA_CREATE_errors {e}\nRMI_DATA_CREATE_UNKNOWN {total}\n\
@@ -251,13 +298,22 @@ mod tests {
                 e = 1 + u64::from(pages > 0),
             )
         };
-        let text = realm(0, 100, 50) + &realm(PAGES, 200 + PAGES, 100 + PAGES);
-        let table: BTreeMap<String, f64> = evaluate(&text).unwrap().into_iter().collect();
+        let text = guest("still", 0, 100, 50) + &guest("touching", PAGES, 200 + PAGES, 100 + PAGES);
+        let reports = reports(&text);
+        let table: BTreeMap<String, f64> = memory(&reports[0], &reports[1]).unwrap().into_iter().collect();
         let value = |start: &str| *table.iter().find(|(name, _)| name.starts_with(start)).unwrap().1;
         assert_eq!(value("populate one measured page (VMM"), 10000.0);
         assert_eq!(value("populate one measured page: SMCs"), 2.1);
         assert_eq!(value("first touch of a page"), 9000.0);
         assert_eq!(value("first touch: SMCs"), 3.0);
         assert_eq!(value("touch of a page that"), 1000.0);
+        assert!(compare(&reports[0], &reports[1]).is_err(), "a probe's lines are missing");
+        let probes =
+            "probe syscall 1\nprobe switch 2\nprobe register 3\nprobe disk-4k 4\nprobe disk-256k 5\n";
+        let both = super::reports(&(text.replace("probe loop 7\n", &format!("probe loop 7\n{probes}"))));
+        let rows = compare(&both[1], &both[1]).unwrap();
+        assert_eq!(rows.len(), 9);
+        assert!(rows.iter().all(|(_, realm, plain)| realm == plain));
+        assert!(rows.contains(&("first touch of a page", 9000.0, 9000.0)));
     }
 }
