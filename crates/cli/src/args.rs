@@ -29,6 +29,20 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Record a run, and show where its time went: a timeline for Perfetto and a page with plots
     Trace(Box<crate::trace::TraceArgs>),
+    /// List the Realms that run
+    Ps(crate::life::args::PsArgs),
+    /// Run a command in a Realm that runs
+    Exec(crate::life::args::ExecArgs),
+    /// Copy files into a Realm or out of it
+    Cp(crate::life::args::CpArgs),
+    /// Attach to a Realm's terminal; Ctrl-A D detaches
+    Console(crate::life::args::ConsoleArgs),
+    /// Show what a Realm in the background has printed
+    Logs(crate::life::args::LogsArgs),
+    /// Switch Realms off
+    Stop(crate::life::args::StopArgs),
+    /// Show what a Realm was started with, and what has been counted, as JSON
+    Info(crate::life::args::InfoArgs),
     /// Verify an attestation token: signatures, key binding, nonce, measurements
     Verify(VerifyArgs),
     /// Predict a Realm's initial measurement from its launch manifest, without starting anything
@@ -49,6 +63,10 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Remove the run directories and, with --all, the whole cache
     Clean(CleanArgs),
+    /// Print a script that completes commands and flags in a shell
+    Completions(crate::cmdline::CompletionsArgs),
+    /// Print a manual page, or write all of them
+    Man(crate::cmdline::ManArgs),
     /// The lab's first program on the host kernel (started by the host initramfs)
     #[command(hide = true)]
     LabAgent,
@@ -72,6 +90,10 @@ pub(crate) enum Command {
 /// What shapes a Realm, wherever it runs.
 #[derive(Args, Debug, Clone, Default)]
 pub(crate) struct RunArgs {
+    /// Take flags from a TOML file, in which their names are keys: `memory = 1024`, `disk = ["a.img", "b.img,ro"]`,
+    /// `detach = true`. What is said here as well counts here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Run COMMAND with the guest's shell, print its output alone on stdout, exit with its status
     #[arg(long, value_name = "COMMAND")]
     pub(crate) exec: Option<String>,
@@ -101,6 +123,9 @@ pub(crate) struct RunArgs {
     /// the folder's own unless `,tag=` says another one; with `,ro` the guest may only read (may be repeated)
     #[arg(long = "share", value_name = "DIR[,tag=NAME][,ro]", value_parser = crate::run::shares::parse)]
     pub(crate) shares: Vec<crate::run::shares::ShareArg>,
+    /// Names, background, sockets
+    #[command(flatten)]
+    pub(crate) life: crate::life::args::LifeArgs,
     /// What the Realm is created with
     #[command(flatten)]
     pub(crate) realm: RealmArgs,
@@ -338,9 +363,12 @@ pub(crate) struct DoctorArgs {
 /// `realm build`.
 #[derive(Args, Debug, Clone, Default)]
 pub(crate) struct BuildArgs {
-    /// Build only this: monitor, rmm, payload, module, realm, initramfs (may be repeated)
+    /// Build only this: monitor, rmm, payload, module, realm, agent, initramfs (may be repeated)
     #[arg(long, value_name = "PART")]
     pub(crate) only: Vec<String>,
+    /// Print where the products are as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `realm test`.
@@ -358,6 +386,9 @@ pub(crate) struct TestArgs {
     /// List the tests' names
     #[arg(long)]
     pub(crate) list: bool,
+    /// With --list: print them as JSON
+    #[arg(long, requires = "list")]
+    pub(crate) json: bool,
 }
 
 /// `realm bench`.

@@ -8,8 +8,10 @@ mod audit;
 mod bench;
 mod build;
 mod capabilities;
+mod cmdline;
 mod command;
 mod lab;
+mod life;
 mod paths;
 mod run;
 mod setup;
@@ -21,16 +23,13 @@ mod verify;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser as _;
-
-use args::{CleanArgs, Cli, Command, RunArgs};
+use args::{CleanArgs, Command, RunArgs};
 
 /// The exit status of our own failures: statuses below are the command's that ran in the guest.
 const FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = dispatch(&cli.command);
+    let result = cmdline::parse().and_then(|cli| dispatch(&cli.command));
     lab::terminal::restore();
     match result {
         Ok(status) => ExitCode::from(status),
@@ -45,6 +44,13 @@ fn dispatch(command: &Command) -> Result<u8> {
     match command {
         Command::Run(args) => run_realm(args),
         Command::Trace(args) => trace::run(args),
+        Command::Ps(args) => life::client::ps(args),
+        Command::Exec(args) => life::client::exec(args),
+        Command::Cp(args) => life::client::cp(args),
+        Command::Console(args) => life::client::console(args),
+        Command::Logs(args) => life::client::logs(args),
+        Command::Stop(args) => life::client::stop(args),
+        Command::Info(args) => life::client::info(args),
         Command::Verify(args) => verify::run(args),
         Command::Measure(args) => run::manifest::measure(args),
         Command::Capabilities(args) => capabilities::run(args),
@@ -58,6 +64,8 @@ fn dispatch(command: &Command) -> Result<u8> {
         Command::Test(args) => test::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Clean(args) => clean(args),
+        Command::Completions(args) => cmdline::completions(args),
+        Command::Man(args) => cmdline::man(args),
         Command::LabAgent => lab::agent::serve(),
         Command::CountOverflows { times } => test::overflows::run(*times),
         Command::Touch { pages } => bench::guest::run(*pages),
@@ -68,6 +76,9 @@ fn dispatch(command: &Command) -> Result<u8> {
 /// Where the device is, a Realm runs here; elsewhere on an emulated machine.
 fn run_realm(args: &RunArgs) -> Result<u8> {
     let options = run::options::from_args(args)?;
+    if args.life.detach && args.life.ready_fd.is_none() {
+        return life::owner::detach();
+    }
     if !cfg!(target_arch = "aarch64") || !options.device.exists() {
         return lab::run_realm(args);
     }

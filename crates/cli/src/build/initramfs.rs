@@ -41,13 +41,14 @@ fn base(busybox: &Path) -> Result<Archive> {
 }
 
 /// The guest's default initramfs: busybox and what lies in `crates/cli/guest`.
-pub(crate) fn guest(environment: &Environment, product: &Path) -> Result<()> {
+pub(crate) fn guest(environment: &Environment, agent: &Path, product: &Path) -> Result<()> {
     let source = crate::paths::checkout()?.join("crates/cli/guest");
     if !source.join("init").is_file() {
         bail!("{} has no init", source.display());
     }
     let mut archive = base(&environment.unpacked.busybox)?;
     add_tree(&mut archive, &source, "")?;
+    archive.file("sbin/realm-agent", 0o755, &read(agent)?);
     add_modules(&mut archive, &environment.unpacked.guest_modules, GUEST_MODULES)?;
     write_if_changed(product, &archive.finish())
 }

@@ -18,10 +18,12 @@ use crate::setup::rust::{BARE, LINUX};
 use crate::ui;
 
 /// What can be built by itself.
-const PARTS: &[&str] = &["monitor", "rmm", "payload", "module", "realm", "initramfs"];
+const PARTS: &[&str] = &["monitor", "rmm", "payload", "module", "realm", "agent", "initramfs"];
 
 /// The monitor's package.
 const MONITOR: &str = "monitor-image";
+/// The agent's package.
+const AGENT: &str = "agent-image";
 /// Bytes that the monitor's image may have.
 const MONITOR_LIMIT: u64 = 128 << 10;
 
@@ -38,6 +40,8 @@ pub(crate) struct Images {
     pub(crate) module: PathBuf,
     /// The arm64 `realm`, static and stripped.
     pub(crate) realm: PathBuf,
+    /// The guest's agent, static and stripped.
+    pub(crate) agent: PathBuf,
     /// The guest's default initramfs.
     pub(crate) guest_initrd: PathBuf,
 }
@@ -51,6 +55,7 @@ pub(crate) fn images(environment: &Environment) -> Result<Images> {
         payload: directory.join("payload.bin"),
         module: directory.join("module").join(&environment.host.release).join("kvm_realm.ko"),
         realm: directory.join("realm"),
+        agent: directory.join("realm-agent"),
         guest_initrd: directory.join("guest-initrd.cpio"),
     })
 }
@@ -66,18 +71,23 @@ pub(crate) fn run(args: &BuildArgs) -> Result<u8> {
     let parts: Vec<&str> =
         if args.only.is_empty() { PARTS.to_vec() } else { args.only.iter().map(String::as_str).collect() };
     let images = build(&environment, &parts)?;
-    for (part, path) in [
+    let products = [
         ("monitor", &images.monitor),
         ("rmm", &images.rmm),
         ("payload", &images.payload),
         ("module", &images.module),
         ("realm", &images.realm),
+        ("agent", &images.agent),
         ("initramfs", &images.guest_initrd),
-    ] {
-        if parts.contains(&part) {
-            println!("{}", path.display());
-        }
+    ];
+    let built = products.into_iter().filter(|(part, _)| parts.contains(part));
+    if args.json {
+        let built: serde_json::Map<_, _> =
+            built.map(|(part, path)| (part.to_owned(), path.display().to_string().into())).collect();
+        println!("{}", serde_json::Value::from(built));
+        return Ok(0);
     }
+    built.for_each(|(_, path)| println!("{}", path.display()));
     Ok(0)
 }
 
@@ -99,7 +109,11 @@ pub(crate) fn build(environment: &Environment, parts: &[&str]) -> Result<Images>
             "payload" => firmware(environment, "payload-image", "the test payload", &images.payload)?,
             "module" => module(environment, &images.module)?,
             "realm" => realm(environment, &images.realm)?,
-            "initramfs" => initramfs::guest(environment, &images.guest_initrd)?,
+            "agent" => agent(environment, &images.agent)?,
+            "initramfs" => {
+                agent(environment, &images.agent)?;
+                initramfs::guest(environment, &images.agent, &images.guest_initrd)?;
+            }
             other => bail!("there is no part {other}"),
         }
     }
@@ -140,7 +154,7 @@ fn cargo(mut cargo: Command, package: &str, target: &str, show: bool) -> Result<
 
 /// The profile that a package is built in.
 fn profile(package: &str) -> &'static str {
-    if package == MONITOR { "monitor" } else { "release" }
+    if [MONITOR, AGENT].contains(&package) { "monitor" } else { "release" }
 }
 
 /// Where cargo leaves an image's ELF file.
@@ -213,4 +227,19 @@ pub(crate) fn examples(environment: &Environment) -> Result<Vec<PathBuf>> {
         Ok(to)
     };
     EXAMPLES.iter().map(|name| stripped(name)).collect()
+}
+
+/// The guest's agent. A disk image that is to have one takes it from here, as `/usr/sbin/realm-agent`, with
+/// `images/agent/realm-agent.service` as its unit.
+fn agent(environment: &Environment, agent: &Path) -> Result<()> {
+    announced("the guest's agent", agent, |first| {
+        cargo(environment.rust.cargo(&environment.rust.bare), AGENT, BARE, first)?;
+        let partial = agent.with_extension("partial");
+        output(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(&partial).arg(firmware_elf(AGENT)?))?;
+        initramfs::write_if_changed(agent, &std::fs::read(&partial)?)?;
+        std::fs::remove_file(&partial)?;
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(agent, std::fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    })
 }

@@ -45,6 +45,10 @@ pub(crate) fn serve() -> Result<u8> {
     let control = Control(Arc::new(Mutex::new(port.try_clone()?)));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     control.send(&Event::Hello { kernel: kernel.trim().to_owned() });
+    // Whoever is asked for before the VMM listens hears that nobody does.
+    let tunnel = open_port(port::TUNNEL)?;
+    let accept = || crate::life::socket::connect(Path::new(crate::life::owner::INNER_SOCKET));
+    crate::life::tunnel::Tunnel::start(tunnel.try_clone()?, tunnel, Some(Box::new(accept)));
     let mut requests = BufReader::new(port);
     let mut line = String::new();
     loop {

@@ -97,6 +97,8 @@ pub(crate) struct Machine {
     pub(crate) console: UnixStream,
     /// The terminal hvc0.
     pub(crate) terminal: UnixStream,
+    /// The port that carries connections, until somebody takes it.
+    pub(crate) tunnel: Option<UnixStream>,
     /// When QEMU was started.
     pub(crate) started: Instant,
 }
@@ -160,12 +162,14 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
     let (stdout, far_stdout) = pair()?;
     let (stdin, far_stdin) = pair()?;
     let (console, far_console) = pair()?;
+    let (tunnel, far_tunnel) = pair()?;
     let ends = [
         (&far_terminal, "terminal", None),
         (&far_control, "control", Some(port::CONTROL)),
         (&far_stdout, "stdout", Some(port::STDOUT)),
         (&far_console, "console", Some(port::CONSOLE)),
         (&far_stdin, "stdin", Some(port::STDIN)),
+        (&far_tunnel, "tunnel", Some(port::TUNNEL)),
     ];
     for (number, (end, id, name)) in ends.iter().enumerate() {
         command.arg("-chardev").arg(format!("socket,id={id},fd={}", end.as_raw_fd()));
@@ -225,6 +229,7 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
         stdout,
         console,
         terminal,
+        tunnel: Some(tunnel),
         started: Instant::now(),
     })
 }

@@ -25,6 +25,9 @@ use vmm::disk::Format;
 use crate::args::{CapabilitiesArgs, Cli, Command, LabArgs, MachineArgs, RunArgs};
 use crate::build::initramfs::{self, HostParts};
 use crate::build::{self, Images};
+use crate::life::owner::{INNER_SOCKET, Owner};
+use crate::life::registry::Info;
+use crate::life::vsock::VsockArg;
 use crate::run::launch::{Check, Prediction};
 use crate::run::{RunOptions, manifest};
 use crate::setup::{self, Environment};
@@ -47,15 +50,32 @@ const NO_FIRMWARE: &str = "none";
 
 /// `realm run` where there is no `/dev/kvm-realm`.
 pub(crate) fn run_realm(args: &RunArgs) -> Result<u8> {
-    boot_realm(args, None).map(|(status, ..)| status)
+    if args.launch.dry_run {
+        return boot_realm(args, None, None).map(|(status, ..)| status);
+    }
+    let info = Info {
+        place: "emulated machine".into(),
+        cpus: args.cpus.unwrap_or(1),
+        memory_mib: args.memory.unwrap_or(GUEST_MEMORY),
+        command: args.exec.clone(),
+        ..Info::default()
+    };
+    let mut owner = Owner::claim(&args.life, info)?;
+    let result = boot_realm(args, None, Some(&mut owner)).map(|(status, ..)| status);
+    owner.end(&result);
+    result
 }
 
 /// The same, and the emulated host records it to a file.
 pub(crate) fn record_realm(args: &RunArgs, recording: &Path) -> Result<(u8, Timeline, PathBuf)> {
-    boot_realm(args, Some(recording))
+    boot_realm(args, Some(recording), None)
 }
 
-fn boot_realm(args: &RunArgs, recording: Option<&Path>) -> Result<(u8, Timeline, PathBuf)> {
+fn boot_realm(
+    args: &RunArgs,
+    recording: Option<&Path>,
+    owner: Option<&mut Owner>,
+) -> Result<(u8, Timeline, PathBuf)> {
     let mut timeline = Timeline::new();
     let environment = setup::for_machine(&args.machine)?;
     timeline.mark("set-up");
@@ -90,7 +110,7 @@ fn boot_realm(args: &RunArgs, recording: Option<&Path>) -> Result<(u8, Timeline,
     if args.exec.is_none() && !args.launch.attest && std::io::stdin().is_terminal() {
         ui::say("starting a Realm; Ctrl-A X or the guest's `poweroff` ends it");
     }
-    let outcome = execute_in(&directory, &config, &job, &mut timeline)?;
+    let outcome = execute_in(&directory, &config, &job, &mut timeline, owner)?;
     if args.timings {
         eprint!("{}", timeline.table());
         for note in &outcome.notes {
@@ -269,15 +289,21 @@ pub(crate) fn realm_job(config: &Config, args: &RunArgs) -> Result<Job> {
 /// Runs a job on a new machine; gives the run directory as well.
 pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Result<(Outcome, PathBuf)> {
     let directory = crate::paths::new_run()?;
-    let outcome = execute_in(&directory, config, job, timeline)?;
+    let outcome = execute_in(&directory, config, job, timeline, None)?;
     Ok((outcome, directory))
 }
 
 /// The same in a run directory that is there already.
-fn execute_in(directory: &Path, config: &Config, job: &Job, timeline: &mut Timeline) -> Result<Outcome> {
+fn execute_in(
+    directory: &Path,
+    config: &Config,
+    job: &Job,
+    timeline: &mut Timeline,
+    owner: Option<&mut Owner>,
+) -> Result<Outcome> {
     let machine = machine::start(config, directory)?;
     timeline.mark("QEMU start");
-    let outcome = session::run(machine, job, timeline)?;
+    let outcome = session::run(machine, job, timeline, owner)?;
     if let (Some(first), false) = (outcome.complaints.first(), job.capture) {
         ui::say(&format!(
             "the host kernel complains ({}): {}",
@@ -360,6 +386,19 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
     }
     if let Some(name) = args.launch.dtb.as_ref().and_then(|path| path.file_name()) {
         add("--dtb", Some(format!("/{}", name.to_string_lossy())));
+    }
+    let life = &args.life;
+    add("--api-socket", Some(INNER_SOCKET.to_owned()));
+    // Another name than that of the run here would be seen by nobody.
+    let name = life.name.clone().or_else(|| life.detach.then(|| "realm".to_owned()));
+    add("--name", name);
+    match &life.vsock {
+        Some(VsockArg::On { socket: Some(_), .. }) => anyhow::bail!(
+            "the emulated host's files are its own: use --vsock with socket= with `realm run` in `realm lab`"
+        ),
+        Some(VsockArg::On { cid, .. }) => add("--vsock", Some(format!("cid={cid}"))),
+        Some(VsockArg::Off) => add("--vsock", Some("off".to_owned())),
+        None => {}
     }
     if args.exec.is_some() || args.launch.attest {
         add("--console-log", Some(format!("/dev/virtio-ports/{}", port::CONSOLE)));

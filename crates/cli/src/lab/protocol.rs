@@ -15,6 +15,8 @@ pub(crate) mod port {
     pub(crate) const STDIN: &str = "org.kvm-realm.stdin";
     /// What a command prints, raw.
     pub(crate) const STDOUT: &str = "org.kvm-realm.stdout";
+    /// Connections to the VMM's control socket: see `life::tunnel`.
+    pub(crate) const TUNNEL: &str = "org.kvm-realm.tunnel";
 
     /// The way to a shared folder, one frame after the other.
     pub(crate) fn share(index: usize) -> String {

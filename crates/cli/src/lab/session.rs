@@ -17,6 +17,7 @@ use super::protocol::{Event, Io, Lines, Request, encode};
 use super::report::{Failure, fatal};
 use super::stages::{self, Milestone, Timeline};
 use super::terminal::{Escape, EscapeKind, RawMode};
+use crate::life::owner::Owner;
 use crate::run::launch::{self, Check, Verdict};
 use crate::ui;
 
@@ -82,11 +83,25 @@ struct Session<'a> {
     failure: Option<(Instant, String, String)>,
     raw: Option<RawMode>,
     quit: bool,
+    owner: Option<&'a mut Owner>,
 }
 
 /// Does the job and ends the machine. A failure of the machine is a [`Failure`] inside the error.
-pub(crate) fn run(machine: Machine, job: &Job, timeline: &mut Timeline) -> Result<Outcome> {
+///
+/// A Realm's owner is told when it runs, and its sockets lead into the machine.
+pub(crate) fn run<'a>(
+    mut machine: Machine,
+    job: &'a Job,
+    timeline: &'a mut Timeline,
+    mut owner: Option<&'a mut Owner>,
+) -> Result<Outcome> {
     let directory = machine.directory.clone();
+    if let Some(owner) = &mut owner {
+        owner.logs_to(directory.join(log::GUEST));
+        if let Some(port) = machine.tunnel.take() {
+            crate::life::owner::forward(&owner.sockets(), port)?;
+        }
+    }
     let create = |name: &str| {
         File::create(directory.join(name))
             .with_context(|| format!("cannot write {name} in {}", directory.display()))
@@ -107,6 +122,7 @@ pub(crate) fn run(machine: Machine, job: &Job, timeline: &mut Timeline) -> Resul
         failure: None,
         raw: None,
         quit: false,
+        owner,
         machine,
     };
     session.restart_deadline();
@@ -249,6 +265,9 @@ impl Session<'_> {
 
     fn reached(&mut self, name: &str) {
         self.timeline.mark(name);
+        if let (stages::RUNS, Some(owner)) = (name, &mut self.owner) {
+            owner.running();
+        }
         if let Some(position) = self.expected.iter().position(|milestone| milestone.name == name) {
             self.expected.drain(..=position);
             self.restart_deadline();

@@ -44,11 +44,14 @@ pub(crate) const HOST: &[Milestone] = &[milestone("host-init", "host init", 180,
 /// The module's stage.
 pub(crate) const MODULE: &[Milestone] = &[milestone("module", "module", 60, "module", log::HOST)];
 
+/// The stage from which on a Realm's CPUs run.
+pub(crate) const RUNS: &str = "activated";
+
 /// A Realm's stages.
 pub(crate) const REALM: &[Milestone] = &[
     milestone("realm-created", "Realm created", 60, "VMM", log::PROGRAM),
     milestone("populated", "populated", 300, "VMM", log::PROGRAM),
-    milestone("activated", "activated", 60, "VMM", log::PROGRAM),
+    milestone(RUNS, "activated", 60, "VMM", log::PROGRAM),
     milestone("guest-first-output", "guest kernel's first line", 240, "guest", log::GUEST),
     milestone("guest-init", "guest init", 300, "guest", log::GUEST),
     milestone("command-done", "command done", u64::MAX / 4, "guest", log::GUEST),

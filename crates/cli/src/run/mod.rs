@@ -21,6 +21,10 @@ use vmm::machine::{Kind, Machine, RealmOptions, Stage};
 use vmm::plan::{Plan, Shape};
 use vmm::seccomp::Confinement;
 
+use crate::life::args::LifeArgs;
+use crate::life::owner::Owner;
+use crate::life::registry::Info;
+use crate::life::vsock::VsockArg;
 use crate::ui;
 use disks::DiskArg;
 use events::Events;
@@ -70,6 +74,16 @@ pub(crate) struct RunOptions {
     pub(crate) json: Option<PathBuf>,
     /// Whether threads may make only the system calls that they need.
     pub(crate) confinement: Confinement,
+    /// Name and sockets.
+    pub(crate) life: LifeArgs,
+}
+
+impl RunOptions {
+    /// The guest's sockets: by default where somebody may want to talk to it, which a name says.
+    pub(crate) fn vsock(&self) -> VsockArg {
+        let default = if self.life.is_named() { VsockArg::DEFAULT } else { VsockArg::Off };
+        self.life.vsock.clone().unwrap_or(default)
+    }
 }
 
 impl Default for RunOptions {
@@ -94,6 +108,7 @@ impl Default for RunOptions {
             launch: LaunchArgs::default(),
             json: None,
             confinement: Confinement::On,
+            life: LifeArgs::default(),
         }
     }
 }
@@ -102,7 +117,15 @@ impl Default for RunOptions {
 /// command's own, 0 for an interactive Realm that was powered off.
 pub(crate) fn run_on_device(opts: &RunOptions) -> anyhow::Result<u8> {
     let events = Events::new(opts.events_fd);
-    let result = run(opts, &events);
+    let info = Info {
+        place: "device".into(),
+        cpus: opts.cpus,
+        memory_mib: opts.memory_mib,
+        command: opts.exec.clone(),
+        ..Info::default()
+    };
+    let mut owner = Owner::claim(&opts.life, info)?;
+    let result = run(opts, &events, &mut owner);
     match &result {
         Ok(_) => events.stage("done"),
         Err(error) => {
@@ -110,10 +133,11 @@ pub(crate) fn run_on_device(opts: &RunOptions) -> anyhow::Result<u8> {
             events.error(layer, &format!("{error:#}"));
         }
     }
+    owner.end(&result);
     result
 }
 
-fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
+fn run(opts: &RunOptions, events: &Events, owner: &mut Owner) -> anyhow::Result<u8> {
     if let Some(command) = &opts.exec {
         anyhow::ensure!(
             command.len() <= vmm::control::MAX_COMMAND,
@@ -135,7 +159,7 @@ fn run(opts: &RunOptions, events: &Events) -> anyhow::Result<u8> {
         });
     })?;
     drop(plan);
-    let mut status = session::run(opts, machine, devices, events, check.as_ref())?;
+    let mut status = session::run(opts, machine, devices, events, check.as_ref(), owner)?;
     let quiet = opts.json.as_deref() == Some(Path::new("-"));
     if let Some(check) = &check {
         check.settle()?;
@@ -192,9 +216,12 @@ fn cmdline(opts: &RunOptions) -> String {
         (false, true) => words.push_str(" quiet"),
         (false, false) => words.push_str(" loglevel=6"),
     }
-    // Linux sizes its bounce buffers after the memory (512 KiB here), and a disk's longest request finds no room in that.
+    // Linux sizes its bounce buffers after the memory (512 KiB here), and a disk's longest request finds no room in that,
+    // nor do the buffers of a vsock beside those of the console.
     if !(opts.disks.is_empty() && opts.nets.cards.is_empty() && opts.shares.is_empty()) {
         words.push_str(" swiotlb=8192");
+    } else if opts.vsock() != VsockArg::Off {
+        words.push_str(" swiotlb=2048");
     }
     if let Some(more) = &opts.cmdline {
         words.push(' ');

@@ -50,6 +50,7 @@ pub(crate) fn from_args(args: &RunArgs) -> Result<RunOptions> {
         launch: args.launch.clone(),
         json: args.json.clone(),
         confinement: if args.no_seccomp { Confinement::Off } else { Confinement::On },
+        life: args.life.clone(),
     })
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use serde_json::json;
 use vmm::bus::Sink;
 use vmm::control::{Control, Event, PORTS, Request};
 use vmm::machine::Machine;
@@ -17,11 +18,16 @@ use vmm::terminal::{self, Escape, Keys, RawTerminal};
 use vmm::virtio::Device;
 use vmm::virtio::console::{Console, Input, Port};
 use vmm::virtio::rng::Rng;
+use vmm::virtio::vsock::{Handle, Vsock};
 use vmm::{Error, Layer};
 
 use super::RunOptions;
 use super::events::Events;
 use super::launch::{self, Check, Verdict};
+use crate::life::api;
+use crate::life::hub::Hub;
+use crate::life::owner::Owner;
+use crate::life::vsock::VsockArg;
 
 /// How long a guest that has delivered its status may take to switch itself off.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +44,8 @@ enum Notice {
     /// The command's status, and how much it printed.
     Status(u8, u64),
     Ended(vmm::Result<Ending>),
+    /// Somebody asked for the end through the control socket.
+    Stopped,
 }
 
 /// Where everything goes that the guest prints on serial port and terminal.
@@ -50,6 +58,7 @@ pub(super) fn run(
     mut devices: Vec<Box<dyn Device>>,
     events: &Events,
     check: Option<&Check>,
+    owner: &mut Owner,
 ) -> anyhow::Result<u8> {
     let signals = signals()?;
     let (notify, notices) = mailbox()?;
@@ -70,8 +79,9 @@ pub(super) fn run(
     let size = terminal::size(STDIN).or_else(told_size);
     let terminal = if interactive { RawTerminal::enter(STDIN)? } else { None };
 
-    let screen = screen(interactive, opts.verbose, log, notify.clone());
     let (keyboard, input) = mailbox()?;
+    let hub = Arc::new(Hub::new(keyboard.clone()));
+    let screen = screen(interactive, opts.verbose, log, notify.clone(), hub.clone());
     let printed = Arc::new(AtomicU64::new(0));
     let sinks: [Sink; 5] = [
         show(&screen),
@@ -88,6 +98,20 @@ pub(super) fn run(
     });
     devices.insert(0, Box::new(Console::new(ports.collect(), input, size)));
     devices.insert(1, Box::new(Rng));
+    let vsock = vsock(opts, &mut devices)?;
+    let stop = notify.clone();
+    let control = api::Machine {
+        config: description(opts, owner),
+        memory: opts.memory_mib << 20,
+        hub,
+        vsock,
+        stop: Box::new(move || stop.send(Notice::Stopped)),
+    };
+    let control = Arc::new(control);
+    opts.confinement.prepare()?;
+    for socket in owner.sockets() {
+        api::serve(&socket, control.clone(), opts.confinement)?;
+    }
 
     let ended = notify.clone();
     let report = |text: &str| eprintln!("realm: guest: {text}");
@@ -102,6 +126,7 @@ pub(super) fn run(
     // From here on a guest talks to us.
     opts.confinement.main()?.enter()?;
 
+    owner.running();
     let attest = opts.launch.attest;
     let mut state = Session { events, interactive, attest, check: asks, status: None, deadline: None };
     // Where something else than a terminal is at the other end, that one knows what its user's keys mean.
@@ -162,6 +187,32 @@ pub(super) fn run(
     }
 }
 
+/// Puts the guest's sockets among the devices.
+fn vsock(opts: &RunOptions, devices: &mut Vec<Box<dyn Device>>) -> vmm::Result<Option<Handle>> {
+    let VsockArg::On { cid, socket } = opts.vsock() else { return Ok(None) };
+    let (device, handle) = Vsock::new(cid, socket.as_deref())?;
+    devices.push(Box::new(device));
+    Ok(Some(handle))
+}
+
+/// What `vm.info` shows of the flags.
+fn description(opts: &RunOptions, owner: &Owner) -> serde_json::Value {
+    let disks = opts.disks.iter().map(|disk| json!({ "path": disk.path, "readonly": disk.read_only }));
+    json!({
+        "name": owner.name(),
+        "cpus": { "boot_vcpus": opts.cpus, "max_vcpus": opts.cpus },
+        "memory": { "size": opts.memory_mib << 20 },
+        "payload": { "kernel": opts.kernel, "initramfs": opts.initrd, "cmdline": opts.cmdline },
+        "disks": disks.collect::<Vec<_>>(),
+        "net": opts.nets.cards.len(),
+        "vsock": match opts.vsock() {
+            VsockArg::On { cid, socket } => json!({ "cid": cid, "socket": socket }),
+            VsockArg::Off => serde_json::Value::Null,
+        },
+        "realm": !opts.plain,
+    })
+}
+
 struct Session<'a> {
     events: &'a Events,
     interactive: bool,
@@ -196,6 +247,8 @@ impl Session<'_> {
                 self.events.memory();
                 self.events.command_done(status, printed);
             }
+            Notice::Stopped if self.interactive => return Some(Ok(())),
+            Notice::Stopped => return Some(Err(Error::vmm("somebody ended the Realm").into())),
             Notice::Ended(Ok(Ending::PowerOff)) => return Some(Ok(())),
             // A Realm cannot be started again as it was; for a shell, a restart is a way to leave.
             Notice::Ended(Ok(Ending::Reset)) if self.interactive => return Some(Ok(())),
@@ -214,12 +267,19 @@ impl Session<'_> {
 }
 
 /// What shows the guest's console to whom it concerns.
-fn screen(interactive: bool, verbose: bool, mut log: Option<File>, notify: Sender<Notice>) -> Screen {
+fn screen(
+    interactive: bool,
+    verbose: bool,
+    mut log: Option<File>,
+    notify: Sender<Notice>,
+    hub: Arc<Hub>,
+) -> Screen {
     let mut first = true;
     Arc::new(Mutex::new(Box::new(move |bytes| {
         if std::mem::take(&mut first) {
             notify.send(Notice::FirstOutput);
         }
+        hub.output(bytes);
         // A reader that has gone away, or a full disk, does not end the run.
         if interactive {
             let mut stdout = std::io::stdout().lock();

@@ -28,7 +28,7 @@ pub(super) fn lint_arm64(environment: &Environment) -> Result<()> {
     let mut cargo = environment.rust.cargo(&environment.rust.bare);
     cargo.current_dir(crate::paths::checkout()?).env("CARGO_TARGET_DIR", crate::paths::target()?);
     cargo.args(["clippy", "--quiet", "--release", "--target", setup::rust::BARE]);
-    for package in ["monitor-image", "rmm-image", "payload-image", "kvm-realm-glue"] {
+    for package in ["agent-image", "monitor-image", "rmm-image", "payload-image", "kvm-realm-glue"] {
         cargo.args(["-p", package]);
     }
     cargo.args(["--", "-D", "warnings"]);

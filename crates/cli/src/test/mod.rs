@@ -9,6 +9,7 @@
 //! | [`firmware`] | do monitor and RMM keep their promises, without and with a host kernel? |
 //! | [`realms`] | do Realms live and end as they should? |
 //! | [`devices`] | do their devices work? |
+//! | [`life`] | can they be talked to while they run? |
 //! | [`network`] | do they reach the outside, and does it reach them? |
 //! | [`load`] | do several vCPUs work under load, and on another host kernel? |
 //! | [`transparency`] | is it known what was launched, and where the time went? |
@@ -20,6 +21,7 @@ mod examples;
 mod firmware;
 mod folder;
 mod guide;
+mod life;
 mod load;
 mod network;
 pub(crate) mod overflows;
@@ -94,6 +96,13 @@ const TESTS: &[Test] = &[
     emulated("devices-work-and-the-measurement-is-predicted", devices::devices),
     emulated("four-vcpus-under-load-on-the-newest-host", load::on_the_newest_host),
     Test { name: "four-vcpus-under-load-twenty-times", emulated: true, long: true, run: load::twenty_rounds },
+    emulated("realms-have-names-and-take-commands", life::two_on_one_host),
+    Test {
+        name: "realms-in-the-background-take-commands",
+        emulated: true,
+        long: true,
+        run: life::in_the_background,
+    },
     Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide::guide },
 ];
 
@@ -105,6 +114,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<u8> {
         .filter(|test| !test.long || args.full || !args.only.is_empty())
         .filter(|test| args.only.is_empty() || args.only.iter().any(|name| test.name.contains(name.as_str())))
         .collect();
+    if args.list && args.json {
+        println!("{}", serde_json::Value::from_iter(wanted.iter().map(|test| test.name)));
+        return Ok(0);
+    }
     if args.list {
         wanted.iter().for_each(|test| println!("{}", test.name));
         return Ok(0);

@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod net;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]
@@ -159,10 +160,15 @@ impl Active {
     pub fn has_next(&mut self, index: usize) -> Served<bool> {
         let Some(chain) = self.next_or_rearm(index)? else { return Ok(false) };
         drop(chain);
+        self.give_back(index);
+        Ok(true)
+    }
+
+    /// The chain that was taken last stays where it was.
+    pub fn give_back(&mut self, index: usize) {
         if let Some(queue) = self.get(index) {
             queue.go_to_previous_position();
         }
-        Ok(true)
     }
 
     /// Gives a chain back of which `len` bytes have been written.
