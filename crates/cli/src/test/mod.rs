@@ -13,6 +13,7 @@
 //! | [`network`] | do they reach the outside, and does it reach them? |
 //! | [`load`] | do several vCPUs work under load, and on another host kernel? |
 //! | [`transparency`] | is it known what was launched, and where the time went? |
+//! | [`fuzz`] | can bytes be found that break something? |
 //! | [`guide`] | does docs/guide.md say the truth? |
 
 mod code;
@@ -20,6 +21,7 @@ mod devices;
 mod examples;
 mod firmware;
 mod folder;
+mod fuzz;
 mod guide;
 mod life;
 mod load;
@@ -103,6 +105,7 @@ const TESTS: &[Test] = &[
         long: true,
         run: life::in_the_background,
     },
+    Test { name: "fuzz-targets-run-a-while", emulated: false, long: true, run: fuzz::run_a_while },
     Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide::guide },
 ];
 
