@@ -54,7 +54,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          before=$(md5sum </tmp/raw.img)\n\
          mkdir /tmp/folder; echo shared file >/tmp/folder/file\n\
          (until ip link set tap0 up 2>/dev/null; do sleep 0.3; done; ip addr add 10.9.0.1/24 dev tap0) &\n\
-         (until [ $(grep -l 'Seccomp:.*2' /proc/[0-9]*/task/*/status 2>/dev/null | wc -l) = 9 ]; do sleep 1; done; touch /tmp/confined) &\n\
+         (until [ $(grep -l 'Seccomp:.*2' /proc/[0-9]*/task/*/status 2>/dev/null | wc -l) -ge 10 ]; do sleep 1; done; touch /tmp/confined) &\n\
          echo typed | realm run --events-fd 3 --disk /tmp/raw.img --disk /test.qcow2 --disk /tmp/ro.img,ro --net tap=tap0 --share /tmp/folder \\\n\
          \t--hash sha512 --personalization text:devices --sve 256 --pmu 4 --breakpoints 2 --watchpoints 2 --manifest /tmp/manifest.json \\\n\
          \t--exec '{}' >/tmp/out 2>/tmp/errors 3>/tmp/events\n\
