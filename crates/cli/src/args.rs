@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Measure(MeasureArgs),
     /// Show what a Realm can have on this machine: vector lengths, counters, hashes, address bits
     Capabilities(CapabilitiesArgs),
+    /// Make disks with a system to boot
+    Image(crate::image::ImageArgs),
     /// Boot the emulated CCA machine to a shell on the host, where `realm run` starts Realms
     Lab(LabArgs),
     /// Fetch and install what is missing (every command does this by itself)
@@ -103,6 +105,9 @@ pub(crate) struct RunArgs {
     /// The guest's initramfs
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
+    /// Take kernel and initramfs from the first disk's /boot (ext4, the newest kernel there)
+    #[arg(long, requires = "disks", conflicts_with_all = ["kernel", "initrd", "attest"])]
+    pub(crate) kernel_from_disk: bool,
     /// Words to add to the guest kernel's command line
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,

@@ -10,6 +10,7 @@ mod build;
 mod capabilities;
 mod cmdline;
 mod command;
+mod image;
 mod lab;
 mod life;
 mod paths;
@@ -54,6 +55,7 @@ fn dispatch(command: &Command) -> Result<u8> {
         Command::Verify(args) => verify::run(args),
         Command::Measure(args) => run::manifest::measure(args),
         Command::Capabilities(args) => capabilities::run(args),
+        Command::Image(args) => image::run(args),
         Command::Lab(args) => lab::shell(args),
         Command::Setup(args) => setup::ensure(None, args.update).map(|_| {
             ui::say("everything is set up");
@@ -75,6 +77,7 @@ fn dispatch(command: &Command) -> Result<u8> {
 
 /// Where the device is, a Realm runs here; elsewhere on an emulated machine.
 fn run_realm(args: &RunArgs) -> Result<u8> {
+    let args = &image::boot::resolve(args.clone())?;
     let options = run::options::from_args(args)?;
     if args.life.detach && args.life.ready_fd.is_none() {
         return life::owner::detach();

@@ -53,6 +53,15 @@ pub(crate) fn guest(environment: &Environment, agent: &Path, product: &Path) -> 
     write_if_changed(product, &archive.finish())
 }
 
+/// What the machine boots with that installs packages: busybox, the driver for disks, and `init`.
+pub(crate) fn installer(environment: &Environment, init: &str) -> Result<Vec<u8>> {
+    let mut archive = base(&environment.unpacked.busybox)?;
+    archive.file("init", 0o755, init.as_bytes());
+    archive.file("bin/load-module", 0o755, LOAD_MODULE.as_bytes());
+    add_modules(&mut archive, &environment.unpacked.guest_modules, &["virtio_blk"])?;
+    Ok(archive.finish())
+}
+
 /// Adds kernel modules and the list that `load-module` reads.
 fn add_modules(archive: &mut Archive, tree: &Path, wanted: &[&str]) -> Result<()> {
     for directory in ["lib", "lib/modules"] {

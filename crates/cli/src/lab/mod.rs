@@ -276,7 +276,7 @@ pub(crate) fn realm_job(config: &Config, args: &RunArgs) -> Result<Job> {
         io: if args.exec.is_some() || args.launch.attest { Io::Exec } else { Io::Console },
         module: !args.plain,
         events: true,
-        milestones: milestones(config, !args.plain, true),
+        milestones: realm_milestones(config, args),
         timeout: None,
         patience: patience(&args.machine),
         verbose: args.verbose,
@@ -494,6 +494,15 @@ pub(crate) fn milestones(config: &Config, module: bool, realm: bool) -> Vec<Mile
         // A quiet guest may end without a line on its console.
         list.extend(stages::REALM.iter().filter(|milestone| milestone.name != "guest-first-output"));
     }
+    list
+}
+
+/// The stages of a Realm: another system's first program does not report.
+fn realm_milestones(config: &Config, args: &RunArgs) -> Vec<Milestone> {
+    let mut list = milestones(config, !args.plain, true);
+    list.retain(|milestone| {
+        !(args.kernel_from_disk && ["guest-init", "command-done"].contains(&milestone.name))
+    });
     list
 }
 

@@ -207,6 +207,27 @@ impl Archive {
         &self.release
     }
 
+    /// Where the archive is.
+    pub(crate) fn main(&self) -> &str {
+        &self.main
+    }
+
+    /// Where its security updates are, if the machine asks for them.
+    pub(crate) fn security(&self) -> Option<&str> {
+        self.security.as_deref()
+    }
+
+    /// The keys that sign it.
+    pub(crate) fn keyring(&self) -> Option<&str> {
+        self.keyring.as_deref()
+    }
+
+    /// The current stable release's codename.
+    pub(crate) fn current_stable(&self, cache: &Path) -> Result<String> {
+        let backports = self.open(Suites::StableBackports, cache)?.codename()?;
+        Ok(backports.trim_end_matches("-backports").to_owned())
+    }
+
     /// A private state for `suites` in the cache, with fresh lists.
     pub(crate) fn open(&self, suites: Suites<'_>, cache: &Path) -> Result<Apt> {
         let codename = &self.release.codename;
@@ -442,7 +463,8 @@ fn parse_package(stanza: &str) -> Option<Package> {
     })
 }
 
-fn is_root() -> bool {
+/// Whether this process is root.
+pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid cannot fail and touches no memory.
     unsafe { libc::geteuid() == 0 }
 }

@@ -14,9 +14,11 @@
 //! | [`load`] | do several vCPUs work under load, and on another host kernel? |
 //! | [`transparency`] | is it known what was launched, and where the time went? |
 //! | [`fuzz`] | can bytes be found that break something? |
+//! | [`debian`] | does a Debian disk come into being, and boot as a Realm? |
 //! | [`guide`] | does docs/guide.md say the truth? |
 
 mod code;
+mod debian;
 mod devices;
 mod examples;
 mod firmware;
@@ -106,6 +108,7 @@ const TESTS: &[Test] = &[
         run: life::in_the_background,
     },
     Test { name: "fuzz-targets-run-a-while", emulated: false, long: true, run: fuzz::run_a_while },
+    Test { name: "debian-disk-boots-with-network", emulated: true, long: true, run: debian::debian_disk },
     Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide::guide },
 ];
 
