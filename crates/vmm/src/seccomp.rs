@@ -8,6 +8,7 @@
 //! A device's list is what its [`Device::system_calls`](crate::virtio::Device::system_calls) says, beside
 //! [`EVERY_THREAD`] and [`EVERY_DEVICE`].
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -121,6 +122,10 @@ pub mod numbers {
 const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
 const F_GETFD: u32 = libc::F_GETFD as u32;
 const PR_GET_NAME: u32 = libc::PR_GET_NAME as u32;
+const TCGETS: u32 = libc::TCGETS as u32;
+const TCGETS2: u32 = libc::TCGETS2 as u32;
+const TCSETS: u32 = libc::TCSETS as u32;
+const TCSETS2: u32 = libc::TCSETS2 as u32;
 
 /// What the standard library, the allocator and the way from a thread to its end need; and to read, write and close
 /// what is open.
@@ -158,8 +163,9 @@ const EVERY_THREAD: &[&[Call]] = &[
         Call::any("prctl", libc::SYS_prctl).only(Only::Values(0, &[PR_GET_NAME])),
         // The standard library looks whether what it closes is open.
         Call::any("fcntl", libc::SYS_fcntl).only(Only::Values(1, &[F_GETFD])),
-        // A panic.
+        // A panic, which gives the terminal back too.
         Call::any("tgkill", libc::SYS_tgkill).only(Only::OurProcess(0)),
+        Call::ioctl(&[TCGETS, TCGETS2, TCSETS, TCSETS2]),
     ],
     #[cfg(target_arch = "x86_64")]
     &[Call::any("poll", libc::SYS_poll)],
@@ -239,7 +245,11 @@ impl Confinement {
     /// the lists have.
     pub fn prepare(self) -> Result<()> {
         settle_allocator();
-        if self == Self::Off { Ok(()) } else { install_handler() }
+        if self == Self::Off {
+            return Ok(());
+        }
+        tame_panics();
+        install_handler()
     }
 
     /// For a CPU's thread.
@@ -292,6 +302,7 @@ impl Filter {
     /// Confines the calling thread.
     pub fn enter(&self) -> Result<()> {
         let Some(program) = &self.0 else { return Ok(()) };
+        CONFINED.set(true);
         seccompiler::apply_filter(program).map_err(|error| failed(&error))
     }
 }
@@ -348,6 +359,30 @@ fn settle_allocator() {
     }
 }
 
+thread_local! {
+    static CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps confined threads that panic from looking for the source code and the symbols of a backtrace, which their
+/// filters forbid: what they had to say would be lost.
+fn tame_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if CONFINED.get() {
+                let thread = std::thread::current();
+                eprintln!(
+                    "\r\nrealm: error: VMM: the thread `{}`: {info}\r",
+                    thread.name().unwrap_or_default()
+                );
+            } else {
+                usual(info);
+            }
+        }));
+    });
+}
+
 /// The exit status of a process that one of our own faults has ended.
 const STATUS: libc::c_int = 125;
 
@@ -389,6 +424,7 @@ extern "C" fn forbidden(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
         line.add(b")");
     }
     line.add(b", which is forbidden to it: a guest may have taken it over, or realm has a fault (`--no-seccomp` runs without)\r\n");
+    crate::terminal::restore();
     // SAFETY: as many bytes as the call is told; `_exit` runs nothing of this process any more.
     unsafe {
         libc::write(2, line.bytes.as_ptr().cast(), line.len);
@@ -439,6 +475,7 @@ mod tests {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "seccomp::tests::part", "--ignored", "--nocapture", "--test-threads=1"])
             .env("REALM_SECCOMP_PART", part)
+            .env("RUST_BACKTRACE", "1")
             .output()
             .unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -468,6 +505,16 @@ mod tests {
         ends("device-kills", "virtio-test", "kill");
         ends("device-kills-another", "virtio-test", "tgkill");
         ends("main-execs", "main", "execve");
+    }
+
+    #[test]
+    fn a_confined_thread_that_panics_says_why() {
+        let (status, text) = alone("device-panics");
+        assert_ne!(status, Some(STATUS), "{text}");
+        assert!(
+            text.contains("the thread `virtio-test`: panicked at ") && text.contains("a fault of ours"),
+            "{text}"
+        );
     }
 
     /// Not a test by itself: a process that tries something.
@@ -504,6 +551,7 @@ mod tests {
             "main-works" => drop(std::fs::read("/proc/self/status").unwrap()),
             "off" | "cpu-opens" => drop(std::fs::File::open("/dev/null")),
             "cpu-works" | "device-works" | "many-work" => work(),
+            "device-panics" => panic!("a fault of ours"),
             // SAFETY: system calls with valid arguments, none of which reaches anything if it is carried out.
             _ => unsafe {
                 match part {
@@ -544,6 +592,8 @@ mod tests {
         // SAFETY: the buffer is as long as the call is told.
         assert_eq!(unsafe { libc::getrandom(random.as_mut_ptr().cast(), 16, 0) }, 16);
         drop(std::collections::HashMap::<u8, u8>::new());
+        // SAFETY: a zeroed `termios` is a valid one; there is no such terminal.
+        assert_eq!(unsafe { libc::tcsetattr(-1, libc::TCSANOW, &std::mem::zeroed()) }, -1);
         assert!(std::io::stderr().as_raw_fd() == 2);
     }
 }

@@ -1,6 +1,6 @@
 //! Disks.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 
 use super::{Active, Chain, Device, Served, reader, writer};
 use crate::calls;
@@ -21,6 +21,8 @@ const T_FLUSH: u32 = 4;
 const T_GET_ID: u32 = 8;
 const T_DISCARD: u32 = 11;
 const T_WRITE_ZEROES: u32 = 13;
+
+const FLAG_UNMAP: u32 = 1;
 
 const S_OK: u8 = 0;
 const S_IOERR: u8 = 1;
@@ -73,14 +75,16 @@ impl Block {
                 id[..len].copy_from_slice(&text.as_bytes()[..len]);
                 to.write_all(&id[..ID_LENGTH.min(to.available_bytes())])
             }
-            T_DISCARD => self.ranges(&mut from, false),
-            T_WRITE_ZEROES => self.ranges(&mut from, true),
-            _ => {
-                status.write_all(&[S_UNSUPP])?;
-                return Ok(1);
-            }
+            T_DISCARD => self.range(&mut from, false),
+            T_WRITE_ZEROES => self.range(&mut from, true),
+            _ => Err(ErrorKind::Unsupported.into()),
         };
-        status.write_all(&[if result.is_ok() { S_OK } else { S_IOERR }])?;
+        let result = match result.map_err(|error| error.kind()) {
+            Ok(()) => S_OK,
+            Err(ErrorKind::Unsupported) => S_UNSUPP,
+            Err(_) => S_IOERR,
+        };
+        status.write_all(&[result])?;
         Ok(to.bytes_written() + 1)
     }
 
@@ -90,7 +94,7 @@ impl Block {
         let end = start.and_then(|start| start.checked_add(u64::try_from(len).ok()?));
         match (start, end) {
             (Some(start), Some(end)) if end <= self.disk.size() && len % 512 == 0 => Ok(start),
-            _ => Err(std::io::ErrorKind::InvalidInput.into()),
+            _ => Err(ErrorKind::InvalidInput.into()),
         }
     }
 
@@ -116,18 +120,24 @@ impl Block {
         Ok(())
     }
 
-    /// One segment of discard or write-zeroes: sector, number of sectors, flags.
-    fn ranges(&mut self, from: &mut virtio_queue::Reader<'_, ()>, zeroes: bool) -> std::io::Result<()> {
+    /// Discard or write-zeroes: one segment of sector, number of sectors, flags. A driver that sends several goes
+    /// beyond what the configuration allows.
+    fn range(&mut self, from: &mut virtio_queue::Reader<'_, ()>, zeroes: bool) -> std::io::Result<()> {
         let mut segment = [0; 16];
         from.read_exact(&mut segment)?;
-        let [sector @ .., n0, n1, n2, n3, _, _, _, _] = segment;
-        let count = u32::from_le_bytes([n0, n1, n2, n3]);
-        if count > DISCARD_SECTORS {
-            return Err(std::io::ErrorKind::InvalidInput.into());
+        let [sector @ .., n0, n1, n2, n3, f0, f1, f2, f3] = segment;
+        // "May unmap" belongs to zeroes alone, where it is a permission, of which we make no use.
+        let known = if zeroes { FLAG_UNMAP } else { 0 };
+        if u32::from_le_bytes([f0, f1, f2, f3]) & !known != 0 {
+            return Err(ErrorKind::Unsupported.into());
         }
-        let len = usize::try_from(u64::from(count) * SECTOR).map_err(std::io::Error::other)?;
-        let start = self.place(u64::from_le_bytes(sector), len)?;
+        let count = u32::from_le_bytes([n0, n1, n2, n3]);
+        if count > DISCARD_SECTORS || from.available_bytes() > 0 {
+            return Err(ErrorKind::InvalidInput.into());
+        }
         let len = u64::from(count) * SECTOR;
+        let start =
+            self.place(u64::from_le_bytes(sector), usize::try_from(len).map_err(std::io::Error::other)?)?;
         if zeroes { self.disk.write_zeroes(start, len) } else { self.disk.discard(start, len) }
     }
 }

@@ -120,6 +120,8 @@ pub struct Active {
     /// The features that the driver accepted.
     pub features: u64,
     queues: Vec<Option<Queue>>,
+    /// The queues in which something has been given back since the driver was last told, as bits.
+    untold: u64,
     shared: Arc<Shared>,
 }
 
@@ -176,11 +178,16 @@ impl Active {
         let memory = self.memory.clone();
         let Some(queue) = self.get(index) else { return Ok(()) };
         queue.add_used(&*memory, head, u32::try_from(len)?)?;
+        self.untold |= 1 << index;
         Ok(())
     }
 
-    /// Interrupts the driver if it wants to know about what has been given back.
+    /// Interrupts the driver if something has been given back of which it wants to know.
     pub fn notify(&mut self, index: usize) -> Served {
+        if self.untold >> index & 1 == 0 {
+            return Ok(());
+        }
+        self.untold &= !(1 << index);
         let memory = self.memory.clone();
         let Some(queue) = self.get(index) else { return Ok(()) };
         if queue.needs_notification(&*memory)? {

@@ -88,6 +88,16 @@ fn a_disk_reads_what_was_written_and_refuses_what_is_outside() {
     assert_eq!(request(&mut driver, 13, 0, &range, 0).0, 0);
     let expected = [vec![0; 1024], data[1024..].to_vec()].concat();
     assert_eq!(request(&mut driver, 0, 7, &[], 2048), (0, expected));
+    // "May unmap" is for zeroes alone, other flags are unknown, and there is one segment.
+    for (kind, flags, status) in [(13, 1, 0), (13, 2, 2), (11, 1, 2), (11, 0x8000_0000u32, 2)] {
+        range[12..].copy_from_slice(&flags.to_le_bytes());
+        assert_eq!(request(&mut driver, kind, 0, &range, 0).0, status, "{kind} {flags:#x}");
+    }
+    range[12..].fill(0);
+    for kind in [11, 13] {
+        assert_eq!(request(&mut driver, kind, 0, &[&range[..], &range[..]].concat(), 0).0, 1);
+        assert_eq!(request(&mut driver, kind, 0, &range[..12], 0).0, 1);
+    }
     range[..8].copy_from_slice(&64u64.to_le_bytes());
     assert_eq!(request(&mut driver, 11, 0, &range, 0).0, 1);
     assert!(driver.reports.lock().unwrap().is_empty());
@@ -181,11 +191,15 @@ fn rings_and_buffers_in_private_memory_are_the_guests_mistake() {
     driver.put(28, &[1, 0]);
     driver.put(20, &[15]);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-    while driver.status() & 64 == 0 {
+    let report = loop {
+        if let Some(report) = driver.reports.lock().unwrap().pop() {
+            break report;
+        }
         assert!(std::time::Instant::now() < deadline);
         std::thread::yield_now();
-    }
-    assert!(driver.reports.lock().unwrap()[0].contains("not in shared memory"));
+    };
+    assert!(report.contains("not in shared memory"), "{report}");
+    assert_eq!(driver.status() & 64, 64);
 }
 
 #[test]

@@ -286,7 +286,7 @@ impl Thread {
             kicks |= 1 << index;
         }
         let memory = self.memory.clone();
-        let mut active = Active { memory, features, queues, shared: self.shared.clone() };
+        let mut active = Active { memory, features, queues, untold: 0, shared: self.shared.clone() };
         match self.device.activate(&mut active) {
             Ok(()) => self.active = Some(active),
             Err(broken) => self.fail(&broken.0),
