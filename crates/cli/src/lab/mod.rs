@@ -99,7 +99,7 @@ fn boot_realm(
 
     let mut config = realm_config(&environment, &images, args, initrd)?;
     let mut job = realm_job(&config, args)?;
-    if let Some(check) = check.as_ref().filter(|_| args.launch.wants_token(args.exec.is_none())) {
+    if let Some(check) = check.as_ref().filter(|_| args.launch.wants_token()) {
         ask_for_token(&mut job, check);
     }
     job.check = check;

@@ -174,11 +174,11 @@ fn run(opts: &RunOptions, events: &Events, owner: &mut Owner) -> anyhow::Result<
     Ok(status)
 }
 
-/// Predicts the measurement, if somebody wants to know: whoever has our events does so itself.
+/// Predicts the measurement, if somebody wants to know: whoever has our events may do so itself.
 fn check(opts: &RunOptions, plan: &Arc<Plan>) -> anyhow::Result<Option<Check>> {
     let launch = &opts.launch;
-    let shell = opts.exec.is_none();
-    let unasked = launch.manifest.is_none() && !launch.wants_token(shell);
+    let watched = opts.events_fd.is_some() && !launch.insists();
+    let unasked = launch.manifest.is_none() && (watched || !launch.wants_token());
     if opts.plain || launch.report.is_some() || unasked {
         return Ok(None);
     }

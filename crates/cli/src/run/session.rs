@@ -68,7 +68,7 @@ pub(super) fn run(
         None if opts.launch.attest => Request::Off,
         None => Request::Shell,
     };
-    let asks = check.filter(|_| opts.launch.wants_token(interactive));
+    let asks = check.filter(|_| opts.launch.wants_token());
     let nonce = asks.map(|check| check.nonce().to_owned()).or_else(|| opts.launch.report.clone());
     let conversation = Control::new(request).with_report(nonce);
     let log = opts

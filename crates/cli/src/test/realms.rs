@@ -48,8 +48,8 @@ pub(super) fn prelude() -> String {
 pub(super) fn ten_realms(environment: &Environment) -> Result<()> {
     let script = prelude()
         + "for round in 1 3 5 7 9; do\n\
-           \trealm run --exec \"echo realm $round\" >/tmp/first &\n\
-           \trealm run --exec \"echo realm $((round + 1))\" >/tmp/second || { echo \"realm $((round + 1)) ended with $?\"; exit 1; }\n\
+           \trealm run --no-check --exec \"echo realm $round\" >/tmp/first &\n\
+           \trealm run --no-check --exec \"echo realm $((round + 1))\" >/tmp/second || { echo \"realm $((round + 1)) ended with $?\"; exit 1; }\n\
            \twait $! || { echo \"realm $round ended with $?\"; exit 1; }\n\
            \tcat /tmp/first /tmp/second\n\
            \tsettled $before\n\
@@ -79,7 +79,7 @@ pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
            used() { cat $groups/$1/memory.current; }\n\
            mount -t tracefs none /sys/kernel/tracing\n\
            echo 1 >/sys/kernel/tracing/events/kvm_realm/enable || exit 1\n\
-           within owner realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+           within owner realm run --no-check --exec 'echo up; sleep 1000' >/tmp/out &\n\
            vmm=$!\n\
            for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
            grep -q up /tmp/out || { echo 'the guest did not come up'; exit 1; }\n\
@@ -89,7 +89,7 @@ pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
            echo \"the Realm has $realm bytes, $charged are charged\" >&2\n\
            [ $charged -ge $realm ] && [ $charged -le $((realm + (64 << 20))) ] ||\n\
            \t{ echo \"the Realm has $realm bytes, $charged are charged:\"; cat $groups/owner/memory.stat; }\n\
-           (within small realm run --exec true) >/tmp/small 2>&1\n\
+           (within small realm run --no-check --exec true) >/tmp/small 2>&1\n\
            status=$?\n\
            [ $status = 137 ] || { echo \"the limited one ended with $status\"; cat /tmp/small; }\n\
            grep -q '^oom_kill 1' $groups/small/memory.events || cat $groups/small/memory.events\n\
@@ -109,11 +109,11 @@ pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
            for group in owner small; do\n\
            \t[ $(used $group) -lt $((4 << 20)) ] || { echo \"$(used $group) bytes stay charged:\"; cat $groups/$group/memory.stat; }\n\
            done\n\
-           realm run --exec true >/dev/null & vmm=$!\n\
+           realm run --no-check --exec true >/dev/null & vmm=$!\n\
            while [ $(counter granules_delegated) -lt $((before + 1000)) ]; do sleep 0.05; done\n\
            kill -9 $vmm; wait $vmm 2>/dev/null\n\
            settled $before\n\
-           realm run --exec 'echo again'\n\
+           realm run --no-check --exec 'echo again'\n\
            settled $before\n";
     let machine = MachineArgs { host_cpus: Some(2), ..MachineArgs::default() };
     let (outcome, text) = provoking(Provoked::OutOfMemory, environment, &machine, &[], true, &script, 900)?;
@@ -127,7 +127,7 @@ pub(super) fn private_page(environment: &Environment) -> Result<()> {
     let script = format!(
         "echo 0 >/proc/sys/kernel/panic_on_oops\n\
          insmod /kvm_realm.ko unsafe_tests=1 || exit 1\n\
-         realm run --exec 'echo up; sleep 1000' >/tmp/out &\n\
+         realm run --no-check --exec 'echo up; sleep 1000' >/tmp/out &\n\
          vmm=$!\n\
          for second in $(seq 240); do grep -q up /tmp/out && break; sleep 1; done\n\
          grep -q up /tmp/out || {{ echo 'the guest did not come up'; exit 1; }}\n\

@@ -10,7 +10,7 @@ use crate::args::RunArgs;
 use crate::build::{self, initramfs};
 use crate::lab::session::Job;
 use crate::lab::stages::Timeline;
-use crate::run::launch::{Check, LaunchArgs, Prediction};
+use crate::run::launch::{Check, Prediction};
 use crate::setup::Environment;
 use crate::{command, lab, trace};
 
@@ -95,11 +95,7 @@ pub(super) fn another_realm(environment: &Environment) -> Result<()> {
     *bytes.last_mut().context("the initramfs is empty")? ^= 1;
     std::fs::write(&own, bytes)?;
 
-    let args = RunArgs {
-        exec: Some("true".into()),
-        launch: LaunchArgs { check: true, ..LaunchArgs::default() },
-        ..RunArgs::default()
-    };
+    let args = RunArgs { exec: Some("true".into()), ..RunArgs::default() };
     let parts = lab::host_parts(environment, &images, &None, &None, &[]);
     let inner = lab::inner_options(&args, &parts)?;
     let mut launched = inner.clone();
