@@ -93,14 +93,18 @@ fn run_realm(args: &RunArgs) -> Result<u8> {
 
 fn clean(args: &CleanArgs) -> Result<u8> {
     let cache = paths::cache()?;
+    let living = paths::forget_old_runs(&cache.join("runs"), 0);
     if args.all {
+        if let Some(run) = living.first() {
+            anyhow::bail!("a run still uses {}: end it first (`realm ps`, `realm stop`)", run.display());
+        }
         if cache.is_dir() {
             std::fs::remove_dir_all(&cache)?;
         }
         ui::say(&format!("removed {}", cache.display()));
-    } else {
-        paths::forget_old_runs(&cache.join("runs"), 0);
-        ui::say(&format!("removed the run directories in {}", cache.display()));
+        return Ok(0);
     }
+    let kept = if living.is_empty() { String::new() } else { format!("; {} still in use", living.len()) };
+    ui::say(&format!("removed the run directories in {}{kept}", cache.display()));
     Ok(0)
 }

@@ -135,11 +135,11 @@ fn boot_realm(
             "stages": timeline.json(),
             "notes": outcome.notes,
             "measurement": job.check.as_ref().map(Check::json),
-            "run_directory": directory,
+            "run_directory": &*directory,
         });
         ui::json(path, &report)?;
     }
-    Ok((status, timeline, directory))
+    Ok((status, timeline, directory.to_path_buf()))
 }
 
 /// Has the Realm report for a check.
@@ -290,7 +290,7 @@ pub(crate) fn realm_job(config: &Config, args: &RunArgs) -> Result<Job> {
 pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Result<(Outcome, PathBuf)> {
     let directory = crate::paths::new_run()?;
     let outcome = execute_in(&directory, config, job, timeline, None)?;
-    Ok((outcome, directory))
+    Ok((outcome, directory.to_path_buf()))
 }
 
 /// The same in a run directory that is there already.
