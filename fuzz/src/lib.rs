@@ -52,11 +52,16 @@ fn play(device: Box<dyn Device>, data: &[u8]) {
 
 /// A console of two ports.
 pub fn console(data: &[u8]) {
-    let (keyboard, input) = mailbox().expect("an eventfd");
-    let port = |name| terminal::Port { name, sink: Box::new(|bytes: &[u8]| bytes.to_vec()), source: None };
-    keyboard.send(terminal::Input::Size(24, 80));
-    keyboard.send(terminal::Input::Bytes(0, b"typed".to_vec()));
-    play(Box::new(terminal::Console::new(vec![port(""), port("stream")], input, Some((24, 80)))), data);
+    let (sizes, changes) = mailbox().expect("an eventfd");
+    let (mut keyboard, typed) = UnixStream::pair().expect("sockets");
+    let mut typed = Some(typed.into());
+    let ports = ["", "stream"].map(|name| {
+        let sink = Box::new(|bytes: &[u8]| bytes.to_vec());
+        terminal::Port { name, sink, source: typed.take() }
+    });
+    sizes.send((24, 80));
+    keyboard.write_all(b"typed").expect("room for some keys");
+    play(Box::new(terminal::Console::new(ports.into(), changes, Some((24, 80)))), data);
 }
 
 fn disk(format: Format, data: &[u8]) {

@@ -149,7 +149,7 @@ pub(crate) struct RunArgs {
     /// Write stage events as JSON lines to this file descriptor
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) events_fd: Option<i32>,
-    /// With --exec: write the guest's console to this file
+    /// With --exec: write the guest's console to this file, up to 64 MiB
     #[arg(long, value_name = "FILE")]
     pub(crate) console_log: Option<PathBuf>,
     /// The KVM device to use

@@ -13,6 +13,7 @@ mod command;
 mod image;
 mod lab;
 mod life;
+mod log;
 mod paths;
 mod run;
 mod setup;

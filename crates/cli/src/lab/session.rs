@@ -3,7 +3,6 @@
 //! One thread, one poll loop. Every wait is bounded: by the next milestone's limit, or by the job's own.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
@@ -18,11 +17,14 @@ use super::report::{Failure, fatal};
 use super::stages::{self, Milestone, Timeline};
 use super::terminal::{Escape, EscapeKind, RawMode};
 use crate::life::owner::Owner;
+use crate::log::Ring;
 use crate::run::launch::{self, Check, Verdict};
 use crate::ui;
 
 /// How often the consoles' files are looked at.
 const TICK: libc::c_int = 20;
+/// What is kept of input that nobody in the machine takes.
+const INPUT: usize = 64 << 10;
 /// How long to collect more output after a fatal line.
 const AFTERMATH: Duration = Duration::from_millis(700);
 /// How long the machine may take to switch itself off. Nothing of it is kept, so there is no point in patience.
@@ -73,8 +75,8 @@ struct Session<'a> {
     expected: VecDeque<Milestone>,
     deadline: Option<Instant>,
     control_lines: Lines,
-    programs: File,
-    guest_log: File,
+    programs: Ring,
+    guest_log: Ring,
     input: Vec<u8>,
     outcome: Outcome,
     watch: complaints::Watch,
@@ -103,7 +105,7 @@ pub(crate) fn run<'a>(
         }
     }
     let create = |name: &str| {
-        File::create(directory.join(name))
+        Ring::create(directory.join(name))
             .with_context(|| format!("cannot write {name} in {}", directory.display()))
     };
     let mut session = Session {
@@ -143,7 +145,7 @@ impl Session<'_> {
         let mut stdin_open = interactive || forwards;
         let mut escape = if forwards { None } else { Some(escape) };
         loop {
-            let ready = self.poll(stdin_open && self.raw_or_piped());
+            let ready = self.poll(stdin_open && self.wants_input());
             if ready.stdin {
                 stdin_open = self.read_stdin(escape.as_mut())?;
             }
@@ -435,17 +437,14 @@ impl Session<'_> {
         out.write_all(bytes).and_then(|()| out.flush()).context("cannot write to standard output")
     }
 
-    /// Before the console is attached, keys belong to the shell that started us.
-    fn raw_or_piped(&self) -> bool {
+    /// Before the console is attached, keys belong to the shell that started us. A pipe waits until the machine takes what
+    /// came before; keys do not, because some of them are for us.
+    fn wants_input(&self) -> bool {
         use std::io::IsTerminal as _;
-        self.raw.is_some() || !std::io::stdin().is_terminal()
+        self.raw.is_some() || (self.input.len() < INPUT && !std::io::stdin().is_terminal())
     }
 
     fn read_stdin(&mut self, escape: Option<&mut Escape>) -> Result<bool> {
-        // Keys that nobody takes stay with the terminal.
-        if self.input.len() > 64 * 1024 {
-            return Ok(true);
-        }
         let mut buffer = [0; 4096];
         // SAFETY: the buffer is ours and as long as we say. (std's stdin would buffer what poll cannot see.)
         let count = unsafe { libc::read(0, buffer.as_mut_ptr().cast(), buffer.len()) };
@@ -461,7 +460,10 @@ impl Session<'_> {
         }
         let typed = &buffer[..count];
         let (passed, quit) = escape.map_or_else(|| (typed.to_vec(), false), |escape| escape.filter(typed));
-        self.input.extend(passed);
+        // Keys that nobody takes are lost, as they are where a terminal's own buffer is full.
+        if self.input.len() < INPUT {
+            self.input.extend(passed);
+        }
         self.quit |= quit;
         Ok(true)
     }

@@ -221,11 +221,12 @@ mod tests {
     use super::*;
 
     fn machine() -> Arc<Machine> {
-        let (keyboard, _) = vmm::mailbox::mailbox().unwrap();
+        let (sizes, _) = vmm::mailbox::mailbox().unwrap();
+        let (keyboard, _) = UnixStream::pair().unwrap();
         Arc::new(Machine {
             config: json!({"cpus": {"boot_vcpus": 1}}),
             memory: 1 << 29,
-            hub: Arc::new(Hub::new(keyboard)),
+            hub: Arc::new(Hub::new(keyboard, sizes).unwrap()),
             vsock: None,
             stop: Box::new(|| {}),
         })

@@ -144,6 +144,9 @@ pub(crate) fn logs(args: &LogsArgs) -> Result<u8> {
     let path = if args.vmm { Some(found.directory.join("program.log")) } else { found.info.log.clone() };
     let path = path.context("it prints on the terminal that started it: only --detach keeps a log")?;
     let mut out = std::io::stdout().lock();
+    if let Ok(mut file) = File::open(crate::log::older(&path)) {
+        std::io::copy(&mut file, &mut out)?;
+    }
     let mut position = 0;
     loop {
         let alive = found.is_alive();

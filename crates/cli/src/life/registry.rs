@@ -13,6 +13,7 @@
 //! The directory of one that was started in the foreground goes with it; the last of the others stay to be looked at.
 
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -25,8 +26,10 @@ use super::names;
 
 /// How many of those that have ended are kept.
 const KEPT: usize = 10;
-/// How long a file of messages may become before its older half is set aside.
-const LONGEST_LOG: u64 = 4 << 20;
+/// How long a file of messages may become before its end is set aside.
+const LONGEST_LOG: u64 = 8 << 20;
+/// How often its length is looked at.
+const LOG_WATCH: Duration = Duration::from_millis(200);
 
 /// What was started.
 #[derive(Serialize, Deserialize, Debug, Clone, Default)]
@@ -242,23 +245,30 @@ impl Entry {
     /// Sends what this process prints from now on into a file of the directory, which never becomes long.
     pub(crate) fn redirect(&self, descriptor: libc::c_int, name: &str) -> Result<PathBuf> {
         let path = self.directory.join(name);
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
         // SAFETY: no pointers.
         let status = unsafe { libc::dup2(file.as_raw_fd(), descriptor) };
         anyhow::ensure!(status >= 0, "cannot redirect output: {}", std::io::Error::last_os_error());
-        let (watched, old) = (path.clone(), path.with_extension("old.log"));
+        let older = crate::log::older(&path);
         std::thread::spawn(move || {
             loop {
-                std::thread::sleep(Duration::from_secs(2));
-                if file.metadata().is_ok_and(|data| data.len() > LONGEST_LOG) {
-                    // Everybody appends, so the next byte comes at the file's new beginning.
-                    let _ = std::fs::copy(&watched, &old);
-                    let _ = file.set_len(0);
-                }
+                std::thread::sleep(LOG_WATCH);
+                let _ = shorten(&file, &older, LONGEST_LOG);
             }
         });
         Ok(path)
     }
+}
+
+/// Sets the end of a file aside that has become too long. Everybody appends to it, so the next byte comes at its new beginning.
+fn shorten(mut file: &File, older: &Path, longest: u64) -> std::io::Result<()> {
+    let len = file.metadata()?.len();
+    if len > longest {
+        file.seek(SeekFrom::Start(len - longest))?;
+        std::io::copy(&mut file.take(longest), &mut File::create(older)?)?;
+        file.set_len(0)?;
+    }
+    Ok(())
 }
 
 fn found(directory: PathBuf) -> Option<Found> {
@@ -307,6 +317,8 @@ pub(crate) fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn scratch(name: &str) -> Registry {
@@ -366,6 +378,22 @@ mod tests {
         }
         assert!(registry.list().len() <= KEPT + 1);
         assert!(registry.find("../x").is_err() && registry.find("nobody").is_err());
+        std::fs::remove_dir_all(&registry.0).unwrap();
+    }
+    #[test]
+    fn a_log_that_others_append_to_becomes_no_longer_than_it_may() {
+        let registry = scratch("log");
+        let path = registry.0.join("console.log");
+        let older = crate::log::older(&path);
+        let open = || OpenOptions::new().read(true).append(true).create(true).open(&path).unwrap();
+        let (mut writer, watcher) = (open(), open());
+        for round in 0..100 {
+            writer.write_all(format!("{round:09}\n").repeat(5).as_bytes()).unwrap();
+            shorten(&watcher, &older, 100).unwrap();
+            assert!(path.metadata().unwrap().len() <= 100);
+        }
+        let kept = std::fs::read_to_string(&older).unwrap() + &std::fs::read_to_string(&path).unwrap();
+        assert!(kept.len() > 100 && kept.ends_with("000000099\n"), "{kept}");
         std::fs::remove_dir_all(&registry.0).unwrap();
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use vmm::mailbox::{Sender, mailbox};
 use vmm::runner::{Ending, Runner};
 use vmm::terminal::{self, Escape, Keys, RawTerminal};
 use vmm::virtio::Device;
-use vmm::virtio::console::{Console, Input, Port};
+use vmm::virtio::console::{Console, Port};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{Handle, Vsock};
 use vmm::{Error, Layer};
@@ -28,6 +29,7 @@ use crate::life::api;
 use crate::life::hub::Hub;
 use crate::life::owner::Owner;
 use crate::life::vsock::VsockArg;
+use crate::log::Capped;
 
 /// How long a guest that has delivered its status may take to switch itself off.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(10);
@@ -74,13 +76,14 @@ pub(super) fn run(
     let log = opts
         .console_log
         .as_ref()
-        .map(|path| File::create(path).with_context(|| format!("creating {}", path.display())))
+        .map(|path| Capped::create(path).with_context(|| format!("creating {}", path.display())))
         .transpose()?;
     let size = terminal::size(STDIN).or_else(told_size);
     let terminal = if interactive { RawTerminal::enter(STDIN)? } else { None };
 
-    let (keyboard, input) = mailbox()?;
-    let hub = Arc::new(Hub::new(keyboard.clone()));
+    let (resize, sizes) = mailbox()?;
+    let (keyboard, typed) = UnixStream::pair()?;
+    let hub = Arc::new(Hub::new(keyboard, resize)?);
     let screen = screen(interactive, opts.verbose, log, notify.clone(), hub.clone());
     let printed = Arc::new(AtomicU64::new(0));
     let sinks: [Sink; 5] = [
@@ -91,19 +94,20 @@ pub(super) fn run(
         control(conversation, notify.clone(), printed),
     ];
     let mut source = if interactive { None } else { Some(own_stdin()?) };
+    let mut typed = Some(typed.into());
     let ports = PORTS.into_iter().zip(sinks).enumerate().map(|(index, (name, sink))| {
-        // The command's input is the second port's.
-        let source = if index == 1 { source.take() } else { None };
+        // The command's input is the second port's; what is typed is the first one's.
+        let source = if index == 1 { source.take() } else { typed.take() };
         Port { name, sink, source }
     });
-    devices.insert(0, Box::new(Console::new(ports.collect(), input, size)));
+    devices.insert(0, Box::new(Console::new(ports.collect(), sizes, size)));
     devices.insert(1, Box::new(Rng));
     let vsock = vsock(opts, &mut devices)?;
     let stop = notify.clone();
     let control = api::Machine {
         config: description(opts, owner),
         memory: opts.memory_mib << 20,
-        hub,
+        hub: hub.clone(),
         vsock,
         stop: Box::new(move || stop.send(Notice::Stopped)),
     };
@@ -132,14 +136,21 @@ pub(super) fn run(
     // Where something else than a terminal is at the other end, that one knows what its user's keys mean.
     let mut escape = terminal.is_some().then(Escape::default);
     let mut input = interactive;
+    let mut unsent = Vec::new();
     let result = loop {
-        let mut fds = [notices.fd(), signals.as_raw_fd(), if input { STDIN } else { -1 }]
-            .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        // A pipe waits until the guest has taken what came before.
+        let (source, event) = match (input, unsent.is_empty()) {
+            (_, false) => (hub.keyboard(), libc::POLLOUT),
+            (true, true) => (STDIN, libc::POLLIN),
+            (false, true) => (-1, libc::POLLIN),
+        };
+        let mut fds = [(notices.fd(), libc::POLLIN), (signals.as_raw_fd(), libc::POLLIN), (source, event)]
+            .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
         poll(&mut fds, state.deadline)?;
         let signal = if fds[1].revents != 0 { signal_number(&signals) } else { 0 };
         if signal == WINDOW_CHANGED {
             if let Some((rows, columns)) = terminal::size(STDIN) {
-                keyboard.send(Input::Size(rows, columns));
+                hub.resize(rows, columns);
             }
             continue;
         }
@@ -154,7 +165,10 @@ pub(super) fn run(
         if state.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             break Ok(());
         }
-        if fds[2].revents != 0 {
+        if fds[2].revents == 0 {
+            continue;
+        }
+        if unsent.is_empty() {
             let typed = read_input();
             // At the end of input the guest goes on without.
             input = !typed.is_empty();
@@ -165,7 +179,12 @@ pub(super) fn run(
             if keys.leave {
                 break Ok(());
             }
-            keyboard.send(Input::Bytes(0, keys.bytes));
+            unsent = keys.bytes;
+        }
+        unsent.drain(..hub.type_in(&unsent));
+        // Keys do not wait, because some of them are for us: where a terminal's buffer is full, they are lost.
+        if escape.is_some() {
+            unsent.clear();
         }
     };
     if interactive {
@@ -270,7 +289,7 @@ impl Session<'_> {
 fn screen(
     interactive: bool,
     verbose: bool,
-    mut log: Option<File>,
+    mut log: Option<Capped>,
     notify: Sender<Notice>,
     hub: Arc<Hub>,
 ) -> Screen {
@@ -288,7 +307,7 @@ fn screen(
             let _ = std::io::stderr().write_all(bytes);
         }
         if let Some(log) = &mut log {
-            let _ = log.write_all(bytes);
+            let _ = log.write(bytes);
         }
     })))
 }

@@ -39,14 +39,8 @@ const CONTROL_LIMIT: usize = 256;
 /// Answers to a guest that does not read them are dropped beyond this.
 const ANSWER_LIMIT: usize = 1 << 20;
 
-/// What another thread tells the console.
-#[derive(Debug)]
-pub enum Input {
-    /// Bytes for a port.
-    Bytes(usize, Vec<u8>),
-    /// The terminal has so many rows and columns.
-    Size(u16, u16),
-}
+/// The terminal's rows and columns.
+pub type Size = (u16, u16);
 
 /// One port.
 pub struct Port {
@@ -77,8 +71,8 @@ struct Wired {
 /// The device.
 pub struct Console {
     ports: Vec<Wired>,
-    input: Receiver<Input>,
-    size: Option<(u16, u16)>,
+    sizes: Receiver<Size>,
+    size: Option<Size>,
     /// Control messages for the guest.
     messages: VecDeque<Vec<u8>>,
 }
@@ -90,14 +84,14 @@ impl std::fmt::Debug for Console {
 }
 
 impl Console {
-    /// A console with these ports, the first of which is the terminal.
+    /// A console with these ports, the first of which is the terminal. Its size is `size`, and later what comes from `sizes`.
     #[must_use]
-    pub fn new(ports: Vec<Port>, input: Receiver<Input>, size: Option<(u16, u16)>) -> Self {
+    pub fn new(ports: Vec<Port>, sizes: Receiver<Size>, size: Option<Size>) -> Self {
         let ports = ports
             .into_iter()
             .map(|port| Wired { port, pending: VecDeque::new(), open: false, ended: false })
             .collect();
-        Self { ports, input, size, messages: VecDeque::new() }
+        Self { ports, sizes, size, messages: VecDeque::new() }
     }
 
     fn send(&mut self, port: usize, event: u16, value: u16, more: &[u8]) {
@@ -287,7 +281,7 @@ impl Device for Console {
     }
 
     fn wait_for(&self, _: &Active) -> Vec<libc::pollfd> {
-        let mut fds = vec![libc::pollfd { fd: self.input.fd(), events: libc::POLLIN, revents: 0 }];
+        let mut fds = vec![libc::pollfd { fd: self.sizes.fd(), events: libc::POLLIN, revents: 0 }];
         for wired in &self.ports {
             // A source is read only while the guest has taken everything that was read before.
             let fd = match &wired.port.source {
@@ -301,19 +295,9 @@ impl Device for Console {
 
     fn ready(&mut self, index: usize, active: &mut Active) -> Served {
         let Some(port) = index.checked_sub(1) else {
-            for input in self.input.drain() {
-                match input {
-                    Input::Bytes(port, bytes) => {
-                        if let Some(wired) = self.ports.get_mut(port) {
-                            wired.pending.extend(bytes);
-                            self.deliver(port, active)?;
-                        }
-                    }
-                    Input::Size(rows, columns) => {
-                        self.size = Some((rows, columns));
-                        self.send_size();
-                    }
-                }
+            if let Some(size) = self.sizes.drain().pop() {
+                self.size = Some(size);
+                self.send_size();
             }
             return self.deliver_messages(active);
         };

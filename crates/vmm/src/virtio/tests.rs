@@ -214,7 +214,7 @@ fn a_driver_that_refuses_bounce_buffers_is_refused() {
 
 type Heard = Arc<Mutex<Vec<u8>>>;
 
-fn terminal() -> (Box<dyn Device>, crate::mailbox::Sender<console::Input>, Heard) {
+fn terminal() -> (Box<dyn Device>, crate::mailbox::Sender<console::Size>, Heard) {
     let (sender, input) = mailbox().unwrap();
     let heard = Heard::default();
     let sink = heard.clone();
@@ -238,7 +238,7 @@ fn message(port: u32, event: u16, value: u16) -> Vec<u8> {
 
 #[test]
 fn a_console_introduces_its_ports_and_carries_their_bytes() {
-    let (device, keyboard, heard) = terminal();
+    let (device, sizes, heard) = terminal();
     let mut driver = Driver::new(device);
     driver.start(ALL);
     let hear = |driver: &mut Driver| {
@@ -265,29 +265,38 @@ fn a_console_introduces_its_ports_and_carries_their_bytes() {
     assert_eq!(driver.take(4), Some(4));
     assert_eq!(driver.bytes(at[0], 4), b"answ");
     // The terminal changes.
-    keyboard.send(console::Input::Size(50, 132));
+    sizes.send((50, 132));
     assert_eq!(hear(&mut driver), [message(0, 5, 0), vec![132, 0, 50, 0]].concat());
     assert!(driver.reports.lock().unwrap().is_empty());
 }
 
 #[test]
 fn a_slow_reader_gets_all_of_a_long_input() {
+    // The terminal's keys, and a command's input.
+    read_slowly(0, 0);
+    read_slowly(1, 4);
+}
+
+fn read_slowly(number: u32, queue: usize) {
     let (sender, input) = mailbox().unwrap();
     drop(sender);
     let (reader, mut writer) = std::io::pipe().unwrap();
-    let port = |source| console::Port { name: "", sink: Box::new(|_: &[u8]| Vec::new()), source };
-    let ports = vec![port(None), port(Some(reader.into()))];
-    let mut driver = Driver::new(Box::new(console::Console::new(ports, input, None)));
+    let mut reader = Some(reader.into());
+    let ports = [0, 1].map(|port| {
+        let source = if port == number { reader.take() } else { None };
+        console::Port { name: "", sink: Box::new(|_: &[u8]| Vec::new()), source }
+    });
+    let mut driver = Driver::new(Box::new(console::Console::new(ports.into(), input, None)));
     driver.start(ALL);
-    driver.give(3, &[Part::Read(&message(1, 6, 1))]);
+    driver.give(3, &[Part::Read(&message(number, 6, 1))]);
     driver.take(3).unwrap();
     let sent: Vec<u8> = (0..20_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
     let all = sent.clone();
     let thread = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &all));
     let mut got = Vec::new();
     while got.len() < sent.len() {
-        let at = driver.give(4, &[Part::Write(700)]);
-        let len = driver.take(4).expect("more input");
+        let at = driver.give(queue, &[Part::Write(700)]);
+        let len = driver.take(queue).expect("more input");
         got.extend(driver.bytes(at[0], len));
     }
     assert_eq!(got, sent);
@@ -295,7 +304,7 @@ fn a_slow_reader_gets_all_of_a_long_input() {
     // The end of it comes as a message.
     let at = driver.give(2, &[Part::Write(64)]);
     let len = driver.take(2).expect("a message");
-    assert_eq!(driver.bytes(at[0], len), message(1, 6, 0));
+    assert_eq!(driver.bytes(at[0], len), message(number, 6, 0));
 }
 
 #[test]
