@@ -2,7 +2,8 @@
 //!
 //! A vector is an event that raises a global interrupt whose route is the message in the table. The route is told to
 //! the kernel when the guest lets the vector through, and again when it has changed by then; to raise the interrupt
-//! takes a signal to the event and nothing else.
+//! takes a signal to the event and nothing else. The former is what CPUs' threads do, the latter what the device's thread
+//! does, whose filter knows no other way.
 
 use std::sync::Arc;
 
@@ -135,13 +136,11 @@ impl Msix {
     }
 
     /// Raises an interrupt; nothing happens if the vector is none.
-    pub fn raise(&mut self, vector: u16) -> Result<()> {
-        let index = usize::from(vector);
-        if !self.enabled || !self.has(vector) {
-            return Ok(());
+    pub fn raise(&mut self, vector: u16) {
+        if let (true, Some(vector)) = (self.enabled, self.vectors.get_mut(usize::from(vector))) {
+            vector.pending = true;
+            vector.deliver(self.masked);
         }
-        self.vectors[index].pending = true;
-        self.settle(index)
     }
 
     /// Forgets interrupts that have not been let through.
@@ -149,10 +148,10 @@ impl Msix {
         self.vectors.iter_mut().for_each(|vector| vector.pending = false);
     }
 
-    /// Does what has become due when a vector or its masks have changed.
+    /// Does what has become due when the guest has changed a vector or its masks.
     fn settle(&mut self, index: usize) -> Result<()> {
         let Some(vector) = self.vectors.get_mut(index) else { return Ok(()) };
-        if !self.enabled || self.masked || vector.entry[CONTROL] & MASKED != 0 {
+        if !self.enabled || self.masked || vector.masked() {
             return Ok(());
         }
         let gsi = self.first_gsi.saturating_add(u32::try_from(index).unwrap_or(0));
@@ -169,10 +168,21 @@ impl Msix {
             }
             vector.route = Some(message);
         }
-        if std::mem::take(&mut vector.pending) {
-            vector.event.signal();
-        }
+        vector.deliver(self.masked);
         Ok(())
+    }
+}
+
+impl Vector {
+    fn masked(&self) -> bool {
+        self.entry[CONTROL] & MASKED != 0
+    }
+
+    /// Signals what is pending, if nothing masks it. A vector that nothing masks has its route: whoever unmasked it saw to that.
+    fn deliver(&mut self, all_masked: bool) {
+        if !all_masked && !self.masked() && std::mem::take(&mut self.pending) {
+            self.event.signal();
+        }
     }
 }
 

@@ -185,8 +185,9 @@ const CPU: &[&[Call]] = &[
     calls![fallocate, sendto],
 ];
 
-/// Every device's thread: waits, and raises interrupts.
-const EVERY_DEVICE: &[&[Call]] = &[&[Call::ioctl(&[kvm::IRQ_LINE, kvm::SET_GSI_ROUTING, kvm::IRQFD])]];
+/// Every device's thread: waits, and raises interrupts. A message is a signal to an event; where it leads to, CPUs' threads
+/// tell the kernel when the guest says so.
+const EVERY_DEVICE: &[&[Call]] = &[&[Call::ioctl(&[kvm::IRQ_LINE])]];
 
 /// What a device that does not say what it needs may do: talk over what is connected.
 pub const DEVICE_DEFAULT: &[Call] = calls![recvfrom, recvmsg, sendmsg, sendto, shutdown];

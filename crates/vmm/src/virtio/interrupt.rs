@@ -64,7 +64,10 @@ impl Interrupt {
         let state = &mut *self.lock();
         let vector = vector(state);
         match &mut state.msix {
-            Some(msix) if msix.enabled() => msix.raise(vector),
+            Some(msix) if msix.enabled() => {
+                msix.raise(vector);
+                Ok(())
+            }
             _ => {
                 state.isr |= cause;
                 self.settle(state)
