@@ -120,7 +120,8 @@ fn main() -> Result<()> {
     rme(vm, rme::ACTIVATE_REALM, &mut 0u64)?;
 
     // Pages come at the first touch. Whoever knows which will be touched can give them in one call: these eight, say.
-    let mut pages = kvm::PreFaultMemory { gpa: RAM + RAM_SIZE / 2, size: 8 * 4096, flags: 0, padding: [0; 5] };
+    let mut pages =
+        kvm::PreFaultMemory { gpa: RAM + RAM_SIZE / 2, size: 8 * 4096, flags: 0, padding: [0; 5] };
     call(vcpu, ioctl::PRE_FAULT_MEMORY, &mut pages)?;
     if pages.size > 0 {
         return Err(Error::other("some pages are missing"));
