@@ -4,6 +4,7 @@
 //! qcow2 header into a raw disk, and name a file of ours in it. For the same reason a qcow2 image may stand on other files
 //! only if they lie in its own directory or below.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,6 +15,8 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 
+use crate::ordered::Ordered;
+use crate::qcow2::{self, Header};
 use crate::{Error, Result};
 
 /// How a disk's bytes are arranged in its file.
@@ -50,7 +53,7 @@ impl FromStr for Format {
 
 /// An open image.
 pub struct Disk {
-    image: FormatAccess<File>,
+    image: Image<File>,
     read_only: bool,
     id: String,
     /// Holds the lock for as long as the image is open.
@@ -71,14 +74,11 @@ impl Disk {
         let options = StorageOpenOptions::new().filename(path).write(!read_only);
         let file = File::open(options).map_err(failed)?;
         let image = match format {
-            Format::Raw => Raw::builder(file)
+            Format::Raw => Raw::builder(Ordered::plain(file))
                 .write(!read_only)
                 .open(DenyImplicitOpenGate::default())
-                .map(FormatAccess::new),
-            Format::Qcow2 => check_refcounts(path)
-                .and_then(|()| Beside::new(path))
-                .and_then(|gate| Qcow2::<File>::builder(file).write(!read_only).open(gate))
-                .map(FormatAccess::new),
+                .map(|raw| Image { access: FormatAccess::new(raw), parts: None }),
+            Format::Qcow2 => Beside::new(path).and_then(|gate| Image::qcow2(file, &lock, !read_only, gate)),
         }
         .map_err(failed)?;
         let id = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -88,7 +88,7 @@ impl Disk {
     /// Bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.image.size()
+        self.image.access.size()
     }
 
     /// Whether nothing can be written.
@@ -105,17 +105,17 @@ impl Disk {
 
     /// Reads; the range lies inside the disk.
     pub fn read(&self, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
-        self.image.read(bytes, offset)
+        self.image.access.read(bytes, offset)
     }
 
     /// Writes; the range lies inside the disk.
-    pub fn write(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    pub fn write(&mut self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
         self.writable()?;
         self.image.write(bytes, offset)
     }
 
     /// Makes a range read as zeroes.
-    pub fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
+    pub fn write_zeroes(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
         self.writable()?;
         self.image.write_zeroes(offset, len)
     }
@@ -123,17 +123,12 @@ impl Disk {
     /// Forgets a range.
     pub fn discard(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
         self.writable()?;
-        // A format that cannot forget does not have to.
-        match self.image.discard_to_any(offset, len) {
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
-            result => result,
-        }
+        self.image.discard(offset, len)
     }
 
     /// Makes everything that was written last.
     pub fn flush(&self) -> std::io::Result<()> {
-        self.image.flush()?;
-        self.image.sync()
+        self.image.flush()
     }
 
     fn writable(&self) -> std::io::Result<()> {
@@ -141,47 +136,73 @@ impl Disk {
     }
 }
 
-/// Refuses an image whose own header is not counted as used: whoever allocates in it would look for a place for the
-/// first counters without end, or write over the header.
-fn check_refcounts(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let broken = |what: &str| std::io::Error::other(format!("the image is broken: {what}"));
-    let file = std::fs::File::open(path)?;
-    let mut header = [0; 104];
-    let short = |_| broken("it is too short");
-    file.read_exact_at(&mut header[..72], 0).map_err(short)?;
-    let word = |header: &[u8; 104], at: usize| {
-        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
-    let order = match word(&header, 4) {
-        2 => 4,
-        _ => {
-            file.read_exact_at(&mut header, 0).map_err(short)?;
-            word(&header, 96)
+/// An image on any storage.
+struct Image<S: Storage + 'static> {
+    access: FormatAccess<Ordered<S>>,
+    parts: Option<Parts>,
+}
+
+/// What is mapped by one table each of a qcow2 image.
+struct Parts {
+    size: u64,
+    /// Those that have been changed.
+    changed: BTreeSet<u64>,
+}
+
+impl<S: Storage + 'static> Image<S> {
+    /// Opens the qcow2 image that both `storage` and `file` are.
+    fn qcow2(
+        storage: S,
+        file: &std::fs::File,
+        write: bool,
+        gate: impl ImplicitOpenGate<Ordered<S>>,
+    ) -> std::io::Result<Self> {
+        let header = Header::read(file)?;
+        let uncounted = qcow2::settle(file, &header, write)?;
+        if uncounted > 0 {
+            eprintln!(
+                "realm: a disk was cut off from its power: counted {uncounted} of its clusters as used"
+            );
         }
-    };
-    let cluster_bits = word(&header, 20);
-    if !(9..=21).contains(&cluster_bits) || order > 6 {
-        return Err(broken("its clusters have an impossible size"));
+        let parts = Parts { size: header.reach(), changed: BTreeSet::new() };
+        let storage = Ordered::of_image(storage, file, header)?;
+        let image = Qcow2::<Ordered<S>>::builder(storage).write(write).open(gate)?;
+        Ok(Self { access: FormatAccess::new(image), parts: Some(parts) })
     }
-    let table = u64::from(word(&header, 48)) << 32 | u64::from(word(&header, 52));
-    let mut block = [0; 8];
-    file.read_exact_at(&mut block, table).map_err(short)?;
-    let block = u64::from_be_bytes(block);
-    if block == 0 || block & ((1 << cluster_bits) - 1) != 0 {
-        return Err(broken("its first clusters are not counted"));
+
+    fn write(&mut self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        self.prepare(offset, u64::try_from(bytes.len()).map_err(std::io::Error::other)?)?;
+        self.access.write(bytes, offset)
     }
-    let mut counter = [0; 8];
-    file.read_exact_at(&mut counter, block).map_err(short)?;
-    // 2^order bits; below a byte the first counter is the lowest bits.
-    let counter = match order {
-        0..=2 => u64::from(counter[0]) & ((1 << (1 << order)) - 1),
-        _ => u64::from_be_bytes(counter) >> (64 - (1 << order)),
-    };
-    if counter == 0 {
-        return Err(broken("its header is not counted as used"));
+
+    fn write_zeroes(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.prepare(offset, len)?;
+        self.access.write_zeroes(offset, len)
     }
-    Ok(())
+
+    fn discard(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.prepare(offset, len)?;
+        // A format that cannot forget does not have to.
+        match self.access.discard_to_any(offset, len) {
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+            result => result,
+        }
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.access.flush()?;
+        self.access.sync()
+    }
+
+    /// The first change in a part of a qcow2 image may make a table, in a place that has become free a moment ago. The table
+    /// that named that place before has to be written by then.
+    fn prepare(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
+        let Some(Parts { size, changed }) = &mut self.parts else { return Ok(()) };
+        let last = offset.saturating_add(len.saturating_sub(1)) / *size;
+        let before = changed.len();
+        changed.extend(offset / *size..=last);
+        if changed.len() > before { self.access.flush() } else { Ok(()) }
+    }
 }
 
 /// Which files an image may stand on.
@@ -201,24 +222,24 @@ impl Beside {
     }
 }
 
-impl ImplicitOpenGate<File> for Beside {
-    fn open_format<F: FormatDriverBuilder<File>>(
+impl ImplicitOpenGate<Ordered<File>> for Beside {
+    fn open_format<F: FormatDriverBuilder<Ordered<File>>>(
         &mut self,
         builder: F,
-    ) -> std::io::Result<FormatAccess<File>> {
+    ) -> std::io::Result<FormatAccess<Ordered<File>>> {
         let layers = self.layers.checked_sub(1);
         let layers = layers.ok_or_else(|| std::io::Error::other("it stands on too many other images"))?;
         let inner = Self { directory: self.directory.clone(), layers };
         Ok(FormatAccess::new(builder.open(inner)?))
     }
 
-    fn open_storage(&mut self, options: StorageOpenOptions) -> std::io::Result<File> {
+    fn open_storage(&mut self, options: StorageOpenOptions) -> std::io::Result<Ordered<File>> {
         let path = options.get_filename().ok_or(std::io::ErrorKind::InvalidInput)?.canonicalize()?;
         if !path.starts_with(&self.directory) || !path.is_file() {
             let what = format!("it stands on {}, which does not lie beside it", path.display());
             return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, what));
         }
-        File::open(options)
+        File::open(options).map(Ordered::plain)
     }
 }
 
@@ -242,6 +263,10 @@ fn lock(path: &Path, read_only: bool) -> std::io::Result<std::fs::File> {
     }
     Ok(file)
 }
+
+#[cfg(test)]
+#[path = "power_tests.rs"]
+mod power_tests;
 
 #[cfg(test)]
 mod tests {
@@ -270,7 +295,7 @@ mod tests {
         };
         let raw = directory.join("base.img");
         std::fs::write(&raw, vec![9; 1 << 20]).unwrap();
-        let good = Disk::open(&overlay("good", "base.img"), Format::Qcow2, false).unwrap();
+        let mut good = Disk::open(&overlay("good", "base.img"), Format::Qcow2, false).unwrap();
         let mut bytes = [0; 512];
         good.read(&mut bytes, 4096).unwrap();
         assert_eq!(bytes, [9; 512]);
@@ -298,7 +323,7 @@ mod tests {
             let path = scratch();
             create_qcow2(&path, 1 << 20).unwrap();
             {
-                let disk = Disk::open(&path, Format::Qcow2, false).unwrap();
+                let mut disk = Disk::open(&path, Format::Qcow2, false).unwrap();
                 disk.write(&[7; 4096], 0x1_0000).unwrap();
                 disk.flush().unwrap();
             }

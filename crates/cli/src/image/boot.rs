@@ -219,7 +219,7 @@ mod tests {
             Format::Raw => std::fs::write(&path, bytes).unwrap(),
             Format::Qcow2 => {
                 vmm::disk::create_qcow2(&path, u64::try_from(bytes.len()).unwrap()).unwrap();
-                let disk = Disk::open(&path, format, false).unwrap();
+                let mut disk = Disk::open(&path, format, false).unwrap();
                 disk.write(bytes, 0).unwrap();
                 disk.flush().unwrap();
             }

@@ -271,7 +271,7 @@ fn copy(from: &Path, to: &Path, format: Format) -> Result<()> {
             Format::Raw => File::create(&partial)?.set_len(size)?,
             Format::Qcow2 => vmm::disk::create_qcow2(&partial, size)?,
         }
-        let disk = Disk::open(&partial, format, false)?;
+        let mut disk = Disk::open(&partial, format, false)?;
         let mut buffer = vec![0; CHUNK];
         let mut at = 0;
         while at < size {
