@@ -2,7 +2,7 @@
 //!
 //! | target | what the bytes are |
 //! |---|---|
-//! | [`console`], [`block`], [`qcow2_device`], [`net`], [`rng`], [`fs`] | what a guest does to the device: registers, configuration space, rings, chains |
+//! | [`console`], [`block`], [`qcow2_device`], [`net`], [`rng`], [`fs`], [`vsock`] | what a guest does to the device: registers, configuration space, rings, chains |
 //! | [`serial`] | accesses to the serial port |
 //! | [`share`] | FUSE requests for a shared folder |
 //! | [`share_frames`], [`net_frames`] | what comes from the other end of a stream |
@@ -16,8 +16,8 @@
 
 pub mod seeds;
 
-use std::io::Write as _;
-use std::os::unix::net::UnixStream;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -28,7 +28,7 @@ use vmm::mailbox::mailbox;
 use vmm::share::folder::Folder;
 use vmm::share::{Serve, remote};
 use vmm::virtio::testing::{Driver, Script};
-use vmm::virtio::{Device, block::Block, console as terminal, fs::Fs, net::Net, rng::Rng};
+use vmm::virtio::{Device, block::Block, console as terminal, fs::Fs, net::Net, rng::Rng, vsock::Vsock};
 
 /// A directory of this process's own for files. Whoever starts a fuzzer says with TMPDIR where, and cleans up.
 fn with_scratch<T>(work: impl FnOnce(&Path) -> T) -> T {
@@ -97,6 +97,41 @@ pub fn net(data: &[u8]) {
 /// The source of entropy.
 pub fn rng(data: &[u8]) {
     play(Box::new(Rng), data);
+}
+
+/// The guest's sockets: somebody on the host connects, somebody there listens, and all talk at once.
+pub fn vsock(data: &[u8]) {
+    with_scratch(|directory| {
+        let path = directory.join("vsock");
+        let served = directory.join("vsock_80");
+        let _ = std::fs::remove_file(&served);
+        let service = UnixListener::bind(&served).expect("a socket");
+        service.set_nonblocking(true).expect("a socket that nobody waits for");
+        let (device, handle) = Vsock::new(3, Some(&path)).expect("a device");
+        let mut driver = Driver::new(Box::new(device));
+        let mut script = Script(data);
+        driver.start(script.number::<8>() | vmm::virtio::REQUIRED_FEATURES);
+        let (near, far) = UnixStream::pair().expect("sockets");
+        handle.connect(7, near, b"+", b"-");
+        let mut greeter = UnixStream::connect(&path).expect("the device listens");
+        let _ = greeter.write_all(script.bytes(20));
+        let mut peers = vec![far, greeter];
+        let len = script.0.len();
+        for part in 0..4 {
+            driver.play(&mut Script(script.bytes(len.div_ceil(4))));
+            peers.extend(service.accept().ok().map(|(stream, _)| stream));
+            for peer in &mut peers {
+                peer.set_nonblocking(true).expect("a socket that nobody waits for");
+                let _ = peer.read(&mut [0; 300]);
+                let _ = peer.write(&[b'x'; 500]);
+            }
+            if part == 2 {
+                peers.pop();
+            }
+        }
+        driver.start(u64::MAX);
+        assert_eq!(driver.status(), 15, "the device comes back");
+    });
 }
 
 /// Makes the folder what it is at each beginning, with something beside it.

@@ -3,7 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use crate::{Error, Result};
 
@@ -64,6 +66,28 @@ impl Link {
         let socket = UnixStream::connect(path)
             .map_err(|error| Error::os(format_args!("connecting to {}", path.display()), &error))?;
         Self::stream(socket)
+    }
+
+    /// Starts passt, a network without privileges, at the other end of a socket. It ends when this end is closed, or with us.
+    pub fn passt(program: &Path, flags: &[String]) -> Result<(Self, Child)> {
+        let failed = |error: std::io::Error| Error::os("starting passt", &error);
+        let (near, far) = UnixStream::pair().map_err(failed)?;
+        let end = far.as_raw_fd();
+        let mut command = Command::new(program);
+        command.args(["--foreground", "--quiet", "--fd", &end.to_string()]).args(flags);
+        // SAFETY: between fork and exec two calls that are async-signal-safe; `far` outlives the call of spawn.
+        unsafe {
+            command.pre_exec(move || {
+                // Ctrl-C is for the Realm's console, not for its network.
+                if libc::setpgid(0, 0) < 0 || libc::fcntl(end, libc::F_SETFD, 0) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let child = command.spawn().map_err(failed)?;
+        Ok((Self::stream(near)?, child))
     }
 
     /// Uses a connected socket.

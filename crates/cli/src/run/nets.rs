@@ -1,10 +1,6 @@
 //! `--net` and `--publish`.
 
-use std::os::fd::AsRawFd as _;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use clap::Args;
 use vmm::link::Link;
@@ -155,32 +151,21 @@ pub(crate) fn open(nets: &NetArgs) -> vmm::Result<Vec<Box<dyn Device>>> {
         .collect()
 }
 
-/// Starts passt at the other end of a socket. It ends when our end is closed.
+/// Starts passt, and says so if it fails. That its card went away is no failure.
 fn passt(publish: &[Publish]) -> vmm::Result<Link> {
-    let failed = |what: String| vmm::Error::vmm(format!("the user-mode network: {what}"));
     let Some(program) = crate::command::find(PASST) else {
-        return Err(failed(format!(
-            "{PASST} is not installed; install it (Debian: apt install {PASST}), or use --net tap=NAME or socket=PATH"
+        return Err(vmm::Error::vmm(format!(
+            "the user-mode network: {PASST} is not installed; install it (Debian: apt install {PASST}), or use \
+             --net tap=NAME or socket=PATH"
         )));
     };
-    let pair = UnixStream::pair().map_err(|error| failed(error.to_string()))?;
-    let (near, far) = pair;
-    let end = far.as_raw_fd();
-    let mut command = Command::new(program);
-    command.args(["--foreground", "--quiet", "--fd", &end.to_string()]).args(forwards(publish));
-    // SAFETY: between fork and exec one fcntl, which is async-signal-safe; `far` outlives the call of spawn.
-    unsafe {
-        command.pre_exec(move || {
-            // Ctrl-C is for the Realm's console, not for its network.
-            if libc::setpgid(0, 0) < 0 || libc::fcntl(end, libc::F_SETFD, 0) < 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-    command.spawn().map_err(|error| failed(format!("cannot start {PASST}: {error}")))?;
-    Link::stream(near)
+    let (link, mut child) = Link::passt(&program, &forwards(publish))?;
+    std::thread::spawn(move || {
+        if let Some(status) = child.wait().ok().filter(|status| !status.success()) {
+            crate::ui::say(&format!("the guest has no network any more: {PASST} ended ({status})"));
+        }
+    });
+    Ok(link)
 }
 
 /// passt's flags for forwarded ports.

@@ -20,6 +20,8 @@ pub mod worker;
 #[cfg(test)]
 mod msix_tests;
 #[cfg(test)]
+mod passt_tests;
+#[cfg(test)]
 mod race_tests;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
