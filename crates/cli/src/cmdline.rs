@@ -144,6 +144,7 @@ fn pages(command: &clap::Command, directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_description_of_all_flags_is_sound() {
@@ -168,6 +169,60 @@ mod tests {
         for wrong in ["nothing = 1", "config = 'a'", "memory = [1]", "detach = 1", "memory", "[exec]\na = 1"]
         {
             assert!(flags(wrong, |_| false).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        /// What a file says and what the same words say is the same, whatever the values are.
+        #[test]
+        fn a_file_and_words_say_the_same(
+            picked in proptest::collection::vec(any::<prop::sample::Index>(), 0..8),
+            texts in proptest::collection::vec(any::<String>(), 8),
+            numbers in proptest::collection::vec(any::<i64>(), 8),
+        ) {
+            let command = Cli::command();
+            let keys = keys(&command);
+            let mut lines = std::collections::BTreeMap::new();
+            for ((flag, text), number) in picked.iter().map(|index| index.get(&keys)).zip(texts).zip(numbers) {
+                let key = flag.get_long().unwrap();
+                // A text in JSON is one in TOML, but for one character.
+                let text = text.replace('\u{7f}', "");
+                let quoted = serde_json::to_string(&text).unwrap();
+                let (value, words) = match flag.get_action() {
+                    ArgAction::SetTrue if number > 0 => ("true".to_owned(), vec![format!("--{key}")]),
+                    ArgAction::SetTrue => ("false".to_owned(), vec![]),
+                    ArgAction::Append => (
+                        format!("[{quoted}, {number}]"),
+                        vec![format!("--{key}={text}"), format!("--{key}={number}")],
+                    ),
+                    _ if number % 2 == 0 => (number.to_string(), vec![format!("--{key}={number}")]),
+                    _ => (quoted, vec![format!("--{key}={text}")]),
+                };
+                lines.insert(key.to_owned(), (format!("{key} = {value}\n"), words));
+            }
+            let file: String = lines.values().map(|(line, _)| line.as_str()).collect();
+            let said = flags(&file, |_| false).unwrap();
+            let words = lines.into_values().flat_map(|(_, words)| words);
+            prop_assert_eq!(said, words.collect::<Vec<_>>());
+        }
+
+        /// Any file is an error, or flags; and whatever flags it gives are parsed or refused.
+        #[test]
+        fn any_file_is_flags_or_an_error(
+            cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0..6usize, "[-=\\[\\]'\"\n#.,a-z0-9\u{e9} ]{0,4}"), 0..12),
+        ) {
+            let mut text = "memory = 256\ncpus = 2\ndisk = ['a.img', 'b.img,ro']\nexec = \"-v\"\nplain = false\n".to_owned();
+            for (at, len, more) in cuts {
+                let places: Vec<usize> = text.char_indices().map(|(place, _)| place).chain([text.len()]).collect();
+                let at = at.index(places.len());
+                let end = (at + len).min(places.len() - 1);
+                text.replace_range(places[at]..places[end], &more);
+            }
+            if let Ok(words) = flags(&text, |_| false) {
+                prop_assert!(words.iter().all(|word| word.starts_with("--")));
+                let words = ["realm", "run"].map(str::to_owned).into_iter().chain(words);
+                let _ = Cli::command().try_get_matches_from(words);
+            }
         }
     }
 

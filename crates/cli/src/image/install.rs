@@ -20,6 +20,8 @@ use crate::ui;
 
 /// The machine's first program, and what it runs in the new system.
 pub(super) const SCRIPTS: [&str; 2] = [include_str!("init.sh"), include_str!("second-stage.sh")];
+/// Starts the host's agent in the new system.
+pub(super) const AGENT_UNIT: &str = include_str!("../../../../images/agent/realm-agent.service");
 /// How the scripts' lines for us begin.
 const MARK: &str = "realm-image: ";
 /// How long the whole installation may take.
@@ -34,6 +36,8 @@ pub(super) struct Settings<'a> {
     pub(super) key: &'a str,
     /// Its apt sources.
     pub(super) sources: &'a str,
+    /// The host's agent; empty for none.
+    pub(super) agent: &'a [u8],
 }
 
 /// Makes the disk with the packages; gives its path in `directory`.
@@ -50,14 +54,16 @@ pub(super) fn stage(state: &State, set: &Set, settings: &Settings<'_>, directory
         }
         std::fs::write(tree.join(list), names)?;
     }
-    for (name, text) in [
-        ("second-stage", SCRIPTS[1]),
-        ("hostname", settings.hostname),
-        ("password", settings.password),
-        ("key", settings.key),
-        ("sources", settings.sources),
+    for (name, bytes) in [
+        ("second-stage", SCRIPTS[1].as_bytes()),
+        ("hostname", settings.hostname.as_bytes()),
+        ("password", settings.password.as_bytes()),
+        ("key", settings.key.as_bytes()),
+        ("sources", settings.sources.as_bytes()),
+        ("realm-agent", settings.agent),
+        ("realm-agent.service", AGENT_UNIT.as_bytes()),
     ] {
-        std::fs::write(tree.join(name), text)?;
+        std::fs::write(tree.join(name), bytes)?;
     }
     let image = directory.join("stage.img");
     let program = find(MKE2FS.0).context("mke2fs is not there")?;
@@ -170,4 +176,47 @@ fn end_of(directory: &Path) -> String {
     let text = command::tail(&String::from_utf8_lossy(&text).replace('\r', ""), 25);
     let qemu = std::fs::read_to_string(directory.join(log::QEMU)).unwrap_or_default();
     format!("{qemu}{text}\nthe whole console: {}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs what the second stage does about the agent in a directory; gives the new system's root.
+    fn agent_part(directory: &Path, agent: &[u8]) -> PathBuf {
+        let root = directory.join("root");
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(directory.join("realm-agent"), agent).unwrap();
+        std::fs::write(directory.join("realm-agent.service"), AGENT_UNIT).unwrap();
+        let (_, part) = SCRIPTS[1].split_once("if [ -s realm-agent ]").unwrap();
+        let (part, _) = part.split_once("\nfi\n").unwrap();
+        let script = format!("if [ -s realm-agent ]{part}\nfi\n");
+        let script = script
+            .replace(" /usr/", &format!(" {}/usr/", root.display()))
+            .replace(" /etc/", &format!(" {}/etc/", root.display()));
+        output(Command::new("sh").current_dir(directory).args(["-ec", &script])).unwrap();
+        root
+    }
+
+    #[test]
+    fn a_new_system_starts_the_agent_unless_it_is_to_have_none() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = std::env::temp_dir().join(format!("realm-agent-part-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        let root = agent_part(&directory, b"");
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+        let root = agent_part(&directory, b"program");
+        let program = root.join("usr/sbin/realm-agent");
+        assert_eq!(std::fs::read(&program).unwrap(), b"program");
+        assert_eq!(program.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        // What systemd follows leads to the unit, and the unit to the program, before a login is offered.
+        let wanted = root.join("etc/systemd/system/multi-user.target.wants/realm-agent.service");
+        let unit = std::fs::read_to_string(wanted).unwrap();
+        assert!(
+            unit.contains("\nExecStart=/usr/sbin/realm-agent\n")
+                && unit.contains("\nWantedBy=multi-user.target\n")
+        );
+        assert!(!unit.contains("Condition"), "a unit whose condition fails once is not tried again");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }

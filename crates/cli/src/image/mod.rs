@@ -26,7 +26,7 @@ use vmm::disk::{Disk, Format};
 
 use crate::command::{find, output};
 use crate::run::options::to_hex;
-use crate::setup::{self, apt};
+use crate::setup::{self, Environment, apt};
 use crate::ui;
 
 /// What must be on the machine beside apt and dpkg: a program and Debian's package of it.
@@ -81,6 +81,9 @@ pub(crate) struct BuildArgs {
     /// A public key that logs in as root by SSH; installs openssh-server
     #[arg(long, value_name = "FILE")]
     pub(crate) ssh_key: Option<PathBuf>,
+    /// Leave out the agent that `realm exec`, `cp` and `stop` talk to: whoever has the host may use it
+    #[arg(long)]
+    pub(crate) no_agent: bool,
     /// Ask the archive again, instead of taking a disk that was built before
     #[arg(long)]
     pub(crate) update: bool,
@@ -112,9 +115,15 @@ pub(crate) fn run(args: &ImageArgs) -> Result<u8> {
         std::fs::read_to_string(path).with_context(|| format!("cannot read the key {}", path.display()))
     });
     let key = key.transpose()?.unwrap_or_default();
+    let environment = setup::ensure(None, false)?;
+    let agent = if args.no_agent {
+        Vec::new()
+    } else {
+        std::fs::read(crate::build::build(&environment, &["agent"])?.agent)?
+    };
     let directory = crate::paths::cache()?.join("images");
     std::fs::create_dir_all(&directory)?;
-    let raw = directory.join(format!("{}.img", fingerprint(args, &key)));
+    let raw = directory.join(format!("{}.img", fingerprint(args, &key, &agent)));
     let record = raw.with_extension("json");
     let known: Option<Built> = std::fs::read(&record)
         .ok()
@@ -124,7 +133,7 @@ pub(crate) fn run(args: &ImageArgs) -> Result<u8> {
     let built = match known {
         Some(built) => built,
         None => {
-            let built = build(args, &key, &directory, &raw)?;
+            let built = build(&environment, args, (&key, &agent), &directory, &raw)?;
             std::fs::write(&record, serde_json::to_vec_pretty(&built)?)?;
             built
         }
@@ -193,24 +202,31 @@ fn check(args: &BuildArgs) -> Result<()> {
 }
 
 /// What shapes the disk, in one word.
-fn fingerprint(args: &BuildArgs, key: &str) -> String {
+fn fingerprint(args: &BuildArgs, key: &str, agent: &[u8]) -> String {
     let mut include = args.include.clone();
     include.sort();
     let parts = format!(
-        "{:?} {} {include:?} {} {:?} {key} {:?} {:?}",
+        "{:?} {} {include:?} {} {:?} {key} {:?} {:?} {} {:?}",
         args.suite,
         args.size,
         args.hostname,
         args.root_password,
         install::SCRIPTS,
         packages::BASE,
+        install::AGENT_UNIT,
+        sha256(agent),
     );
     to_hex(&sha256(parts.as_bytes())[..12])
 }
 
-fn build(args: &BuildArgs, key: &str, directory: &Path, raw: &Path) -> Result<Built> {
+fn build(
+    environment: &Environment,
+    args: &BuildArgs,
+    (key, agent): (&str, &[u8]),
+    directory: &Path,
+    raw: &Path,
+) -> Result<Built> {
     let start = Instant::now();
-    let environment = setup::ensure(None, false)?;
     let cache = crate::paths::cache()?;
     let archive = apt::archive()?;
     if find(MKE2FS.0).is_none() {
@@ -236,6 +252,7 @@ fn build(args: &BuildArgs, key: &str, directory: &Path, raw: &Path) -> Result<Bu
             password: args.root_password.as_deref().unwrap_or_default(),
             key,
             sources: &packages::sources(&archive, &suite),
+            agent,
         };
         state.fetch(&set)?;
         let step = ui::step("laying the packages out");
@@ -243,7 +260,7 @@ fn build(args: &BuildArgs, key: &str, directory: &Path, raw: &Path) -> Result<Bu
         step.done();
         make_file_system(&partial, args.size)?;
         let patience = args.patience.filter(|factor| factor.is_finite() && *factor > 0.0).unwrap_or(1.0);
-        install::install(&environment, &partial, &stage_image, patience)?;
+        install::install(environment, &partial, &stage_image, patience)?;
         std::fs::rename(&partial, raw)?;
         Ok(())
     })();
@@ -330,11 +347,12 @@ mod tests {
 
     #[test]
     fn other_wishes_are_another_disk() {
-        let of = |words: &[&str]| fingerprint(&arguments(words), "");
+        let of = |words: &[&str]| fingerprint(&arguments(words), "", b"");
         assert_eq!(of(&["--include", "a", "--include", "b"]), of(&["--include", "b", "--include", "a"]));
         assert_eq!(of(&["--out", "a"]), of(&["--out", "b", "--json"]));
         assert_ne!(of(&[]), of(&["--size", "3000"]));
-        assert_ne!(of(&[]), fingerprint(&arguments(&[]), "key"));
+        assert_ne!(of(&[]), fingerprint(&arguments(&[]), "key", b""));
+        assert_ne!(of(&[]), fingerprint(&arguments(&[]), "", b"agent"));
     }
 
     #[test]

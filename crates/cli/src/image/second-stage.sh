@@ -45,6 +45,13 @@ if [ -s key ]; then
 	printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n' \
 		>/etc/systemd/system/ssh.service.d/keys.conf
 fi
+# The host's `realm exec`, `cp` and `stop` talk to this.
+if [ -s realm-agent ]; then
+	install -D -m 755 realm-agent /usr/sbin/realm-agent
+	install -D -m 644 realm-agent.service /etc/systemd/system/realm-agent.service
+	mkdir -p /etc/systemd/system/multi-user.target.wants
+	ln -sf ../realm-agent.service /etc/systemd/system/multi-user.target.wants/realm-agent.service
+fi
 # The network's service has to find it there.
 : >/etc/resolv.conf
 # There are no virtual terminals.

@@ -301,6 +301,34 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        /// Whatever became of a manifest's text, it is refused or has a measurement.
+        #[test]
+        fn any_text_is_a_manifest_or_an_error(
+            cuts in proptest::collection::vec(
+                (any::<prop::sample::Index>(), 0..40usize, prop_oneof!["[0-9a-f]{0,3}", "[\\[\\]{}\":,.eE-]{0,3}", Just("null".to_owned()), Just("18446744073709551615".to_owned())]),
+                0..6,
+            ),
+        ) {
+            let mut manifest = manifest(rme::HASH_SHA256);
+            // Short enough for a change to hit something else than digests.
+            manifest.calls.retain(|call| !matches!(call, Call::Populate { size, .. } if *size > 3 * PAGE));
+            let mut text = serde_json::to_string(&manifest).unwrap();
+            for (at, len, more) in cuts {
+                let at = at.index(text.len() + 1);
+                let end = (at + len).min(text.len());
+                text.replace_range(at..end, &more);
+            }
+            if let Ok(manifest) = serde_json::from_str::<Manifest>(&text) {
+                let _ = manifest.personalization();
+                if let Ok(rim) = manifest.measure() {
+                    // What is understood is written down again with the same meaning.
+                    let text = serde_json::to_string(&manifest).unwrap();
+                    let again: Manifest = serde_json::from_str(&text).unwrap();
+                    prop_assert_eq!(again.measure().unwrap(), rim);
+                }
+            }
+        }
+
         #[test]
         fn no_manifest_breaks_the_prediction(address: u64, size: u64, bits: u8, pages in "[0-9a-g]{0,200}", sve in any::<Option<u32>>()) {
             let mut manifest = manifest(rme::HASH_SHA256);

@@ -16,7 +16,7 @@ use crate::setup::{Environment, apt};
 use crate::{build, command, image};
 
 /// `realm image build`, then a Realm that boots the disk with its own kernel: somebody logs in on the console, the guest has
-/// an address and reaches this machine, and the archive if this machine does.
+/// an address and reaches this machine, and the archive if this machine does, and `realm exec` reaches the guest.
 pub(super) fn debian_disk(environment: &Environment) -> Result<()> {
     build::for_run(environment)?;
     let directory = std::env::temp_dir().join(format!("realm-debian-{}", std::process::id()));
@@ -37,7 +37,8 @@ fn build_disk(disk: &str) -> Result<()> {
 
 fn boot_disk(disk: &str) -> Result<()> {
     let outside = Outside::start()?;
-    let mut guest = Guest::start(disk)?;
+    let name = format!("debian-{}", std::process::id());
+    let mut guest = Guest::start(disk, &name)?;
     guest.wait("realm login:", 600)?;
     guest.say("root")?;
     guest.wait("root@realm:~#", 60)?;
@@ -51,12 +52,24 @@ fn boot_disk(disk: &str) -> Result<()> {
     guest.wait("reached", 60)?;
     guest.say("grep -q 'RSI' <(dmesg) && echo in-a-re''alm")?;
     guest.wait("in-a-realm", 30)?;
+    // The host's way in: the agent is part of the disk.
+    agent_answers(&name)?;
     if archive_is_near()? {
         guest.say("apt-get update && echo apt-is-up-to-d''ate")?;
         guest.wait("apt-is-up-to-date", 600)?;
     }
     guest.say("poweroff")?;
     guest.end(120)
+}
+
+/// `realm exec` in the Realm of this name.
+fn agent_answers(name: &str) -> Result<()> {
+    let wait = (120.0 * patience()).ceil().to_string();
+    let mut exec = Command::new(std::env::current_exe()?);
+    exec.args(["exec", name, "-n", "--wait", &wait, "--", "systemctl", "is-active", "realm-agent"]);
+    let said = command::output(&mut exec)?;
+    ensure!(said.trim() == "active", "the agent's service is {said}");
+    Ok(())
 }
 
 /// Whether this machine itself reaches the archive that the disk asks.
@@ -80,9 +93,9 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(disk: &str) -> Result<Self> {
+    fn start(disk: &str, name: &str) -> Result<Self> {
         let mut realm = Command::new(std::env::current_exe()?);
-        realm.args(["run", "--kernel-from-disk", "--net", "user", "--disk", disk]);
+        realm.args(["run", "--kernel-from-disk", "--net", "user", "--disk", disk, "--name", name]);
         realm.env("REALM_PATIENCE", patience().to_string());
         let mut child =
             realm.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
