@@ -218,6 +218,15 @@ fn check(path: &Path) {
     std::fs::remove_file(copy).unwrap();
 }
 
+/// What QEMU's own checker says of an image: nothing is wrong, but that there may be clusters which nobody uses. `None` without
+/// the program.
+fn qemu_agrees(path: &Path) -> Option<bool> {
+    let mut program = std::process::Command::new("qemu-img");
+    let output = program.args(["check", "-q", "-f", "qcow2"]).arg(path).output().ok()?;
+    const LEAKS: i32 = 3;
+    Some(matches!(output.status.code(), Some(0 | LEAKS)))
+}
+
 fn scratch() -> PathBuf {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -281,7 +290,53 @@ fn cut_off(steps: &[Step], cut: prop::sample::Index, luck: u64) {
     assert!(bytes == model, "writes after the power cut changed others' sectors");
     drop(disk);
     check(&path);
+    assert_ne!(qemu_agrees(&path), Some(false), "QEMU finds the image broken");
     std::fs::remove_file(path).unwrap();
+}
+
+/// Images of QEMU's, compressed and with a snapshot, are what they were, and stay whole when they are changed.
+#[test]
+fn images_that_qemu_made_are_whole_before_and_after() {
+    let (raw, path) = (scratch(), scratch());
+    let mut content: Vec<u8> = (0..4_000_000u32).map(|number| (number / 1000).to_le_bytes()[0]).collect();
+    content.resize(8 << 20, 0);
+    std::fs::write(&raw, &content).unwrap();
+    let qemu_img = |words: &[&str]| {
+        let output = std::process::Command::new("qemu-img").args(words).output().ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(())
+    };
+    let (from, to) = (raw.to_str().unwrap(), path.to_str().unwrap());
+    for kind in [&["-o", "cluster_size=64k"][..], &["-c"], &["-o", "compat=0.10,cluster_size=4k"]] {
+        let words = [&["convert", "-f", "raw", "-O", "qcow2"], kind, &[from, to]].concat();
+        if qemu_img(&words).is_none() {
+            eprintln!("skipped: qemu-img is not installed (Debian: apt install qemu-utils)");
+            break;
+        }
+        for snapshot in [false, true] {
+            if snapshot {
+                qemu_img(&["snapshot", "-c", "first", to]);
+            }
+            let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            let header = Header::read(&file).unwrap();
+            assert_eq!(qcow2::settle(&file, &header, true).unwrap(), 0, "{kind:?}: QEMU counts everything");
+            let mut disk = Disk::open(&path, Format::Qcow2, false).unwrap();
+            let mut bytes = vec![0; content.len()];
+            disk.read(&mut bytes, 0).unwrap();
+            assert!(bytes == content, "{kind:?}");
+            for at in (0..content.len()).step_by(900_000) {
+                let at = at / SECTOR * SECTOR;
+                disk.write(&[0x55; SECTOR], at.try_into().unwrap()).unwrap();
+                content[at..at + SECTOR].fill(0x55);
+            }
+            disk.flush().unwrap();
+            drop(disk);
+            assert_eq!(qemu_agrees(&path), Some(true), "{kind:?}, snapshot: {snapshot}");
+        }
+        std::fs::write(&raw, &content).unwrap();
+    }
+    let _ = std::fs::remove_file(path);
+    std::fs::remove_file(raw).unwrap();
 }
 
 proptest! {
