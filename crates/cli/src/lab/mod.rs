@@ -519,3 +519,26 @@ pub(crate) fn patience(args: &MachineArgs) -> f64 {
 fn without_firmware(args: &MachineArgs) -> bool {
     args.firmware.as_deref() == Some(Path::new(NO_FIRMWARE))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the run on the emulated host makes of the words here.
+    fn inner(words: &[&str]) -> RunOptions {
+        let parse = |words: Vec<String>| match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(args) => args,
+            _ => panic!("another command"),
+        };
+        let outer = parse(["realm", "run"].iter().chain(words).map(|word| (*word).to_owned()).collect());
+        crate::run::options::from_args(&parse(realm_argv(&outer).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn whoever_is_left_in_the_background_can_be_talked_to_with_or_without_a_name() {
+        assert_eq!(inner(&[]).vsock(), VsockArg::Off);
+        assert_eq!(inner(&["--name", "web"]).vsock(), VsockArg::DEFAULT);
+        assert_eq!(inner(&["--detach"]).vsock(), VsockArg::DEFAULT);
+        assert_eq!(inner(&["--detach", "--vsock", "off"]).vsock(), VsockArg::Off);
+    }
+}

@@ -162,7 +162,10 @@ impl Machine {
     /// The client's own socket becomes the guest's connection.
     fn connect(&self, request: &Request, mut stream: UnixStream) -> Result<()> {
         let refusal = match (&self.vsock, request.number("port")) {
-            (None, _) => Response::error(404, "this Realm has no vsock: it was started without --name"),
+            (None, _) => Response::error(
+                404,
+                "this Realm has no vsock: it was started without --name, or with --vsock off",
+            ),
             (_, None) => Response::error(400, "?port=N is expected"),
             (Some(vsock), Some(port)) => {
                 let refused = Response::error(503, "nobody listens at that port in the guest");
