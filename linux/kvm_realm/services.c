@@ -15,6 +15,7 @@
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
+#include <linux/string.h>
 #include <linux/uaccess.h>
 #include <asm/cputype.h>
 #include <asm/cpufeature.h>
@@ -238,53 +239,53 @@ void shim_memory_watch_free(void *watch)
 
 /* ---- Locks ---- */
 
-#ifdef CONFIG_LOCKDEP
 /*
- * Kernels that check the order of locks want to know which are of one kind. Ours are made in Rust, where C cannot tell;
- * those that are first taken at the same place count as one kind.
+ * Kernels that check the order of locks (lockdep) think of all locks of a kind as of one. The kinds have names, which Rust
+ * gives, and numbers. In other kernels there are none.
  */
+#ifdef CONFIG_LOCKDEP
 static struct lock_kind {
-	unsigned long place;
+	const char *what;
 	struct lock_class_key key;
-	struct lockdep_map map;
-} lock_kinds[256];
+	struct lockdep_map map;	/* for spin locks, which have no room for one of their own */
+} lock_kinds[32] = {
+	/* Of those that have no name. */
+	[0] = { .what = "kvm-realm", .map = STATIC_LOCKDEP_MAP_INIT("kvm-realm", &lock_kinds[0].key) },
+};
 static DEFINE_RAW_SPINLOCK(lock_kinds_lock);
 
-/* The index of a place's kind, never 0; the last is for all that found no room. Any context. */
-static u32 lock_kind(unsigned long place)
+static struct lockdep_map *spin_map(void *l)
 {
-	unsigned long flags;
-	u32 i;
-
-	raw_spin_lock_irqsave(&lock_kinds_lock, flags);
-	for (i = 1; i < ARRAY_SIZE(lock_kinds) - 1; i++)
-		if (!lock_kinds[i].place || lock_kinds[i].place == place)
-			break;
-	if (!lock_kinds[i].place) {
-		lock_kinds[i].place = place;
-		lockdep_init_map_wait(&lock_kinds[i].map, "kvm-realm spin lock", &lock_kinds[i].key, 0, LD_WAIT_SPIN);
-	}
-	raw_spin_unlock_irqrestore(&lock_kinds_lock, flags);
-	return i;
-}
-
-/* The second word of a spin lock remembers its kind. */
-static struct lockdep_map *spin_map(void *l, unsigned long place)
-{
-	u32 *kind = (u32 *)l + 1;
-
-	if (!READ_ONCE(*kind))
-		WRITE_ONCE(*kind, lock_kind(place));
-	return &lock_kinds[READ_ONCE(*kind)].map;
+	return &lock_kinds[((u32 *)l)[1]].map;
 }
 #endif
 
-void *shim_mutex_new(void)
+/* what: stays as long as the module. */
+u32 shim_lock_kind(const char *what)
+{
+	u32 i = 0;
+#ifdef CONFIG_LOCKDEP
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&lock_kinds_lock, flags);
+	while (lock_kinds[i].what && strcmp(lock_kinds[i].what, what))
+		if (WARN_ON(++i == ARRAY_SIZE(lock_kinds)))
+			i = 0, what = lock_kinds[0].what;
+	if (!lock_kinds[i].what) {
+		lockdep_init_map_wait(&lock_kinds[i].map, what, &lock_kinds[i].key, 0, LD_WAIT_SPIN);
+		lock_kinds[i].what = what;
+	}
+	raw_spin_unlock_irqrestore(&lock_kinds_lock, flags);
+#endif
+	return i;
+}
+
+void *shim_mutex_new(u32 kind)
 {
 	struct mutex *m = kmalloc(sizeof(*m), GFP_KERNEL_ACCOUNT | __GFP_NOFAIL);
 
 #ifdef CONFIG_LOCKDEP
-	__mutex_init(m, "kvm-realm mutex", &lock_kinds[lock_kind(_RET_IP_)].key);
+	__mutex_init(m, lock_kinds[kind].what, &lock_kinds[kind].key);
 #else
 	mutex_init(m);
 #endif
@@ -319,7 +320,7 @@ bool shim_mutex_trylock(void *m)
 
 /*
  * Rust holds the lock in eight zeroed bytes of its own, so that locks can be made without allocating: the architecture's
- * lock, which is four bytes on every kernel, and what lock_kind() says of it. This is what raw_spin_lock_irqsave does.
+ * lock, which is four bytes on every kernel, and its kind. This is what raw_spin_lock_irqsave does.
  */
 static_assert(sizeof(arch_spinlock_t) == sizeof(u32));
 
@@ -329,7 +330,7 @@ u64 shim_spin_lock(void *l)
 
 	local_irq_save(flags);
 	preempt_disable();
-	spin_acquire(spin_map(l, _RET_IP_), 0, 0, _RET_IP_);
+	spin_acquire(spin_map(l), 0, 0, _RET_IP_);
 	arch_spin_lock((arch_spinlock_t *)l);
 	return flags;
 }
@@ -345,14 +346,14 @@ bool shim_spin_trylock(void *l, u64 *flags)
 		preempt_enable();
 		return false;
 	}
-	spin_acquire(spin_map(l, _RET_IP_), 0, 1, _RET_IP_);
+	spin_acquire(spin_map(l), 0, 1, _RET_IP_);
 	*flags = f;
 	return true;
 }
 
 void shim_spin_unlock(void *l, u64 flags)
 {
-	spin_release(spin_map(l, _RET_IP_), _RET_IP_);
+	spin_release(spin_map(l), _RET_IP_);
 	arch_spin_unlock((arch_spinlock_t *)l);
 	local_irq_restore((unsigned long)flags);
 	preempt_enable();

@@ -15,6 +15,7 @@ use cca_abi::kvm::{self, event, run};
 use crate::errno::{Errno, Result};
 use crate::irqchip::Irqs;
 use crate::kernel::{EventFd, Kernel, Mutex, Page, SpinLock, read_user, reserve};
+use crate::lock::guarded;
 use crate::routing::{MAX_ROUTES, Route, Routing};
 use crate::vgic::Remembered;
 use crate::vm::Vm;
@@ -118,15 +119,18 @@ pub(crate) struct Events<K: Kernel> {
 impl<K: Kernel> Default for Events<K> {
     fn default() -> Self {
         Self {
-            registered: Mutex::<K, _>::new(Registered {
-                routing: Routing::default(),
-                irqfds: Vec::new(),
-                ioeventfds: Vec::new(),
-                zones: Vec::new(),
-                snapshot: None,
-            }),
+            registered: guarded(
+                c"events.registered",
+                Registered {
+                    routing: Routing::default(),
+                    irqfds: Vec::new(),
+                    ioeventfds: Vec::new(),
+                    zones: Vec::new(),
+                    snapshot: None,
+                },
+            ),
             generation: AtomicU64::new(0),
-            ring: SpinLock::<K, _>::new(()),
+            ring: guarded(c"events.ring", ()),
         }
     }
 }
@@ -285,7 +289,7 @@ impl<K: Kernel> Vm<K> {
             return Err(Errno::ENOSPC);
         }
         reserve(&mut registered.irqfds, 1)?;
-        let route = SpinLock::<K, _>::new(registered.routing.find(gsi));
+        let route = guarded(c"events.route", registered.routing.find(gsi));
         let wire = Arc::new(Wire { route, remembered: Remembered::default() });
         let (irqs, own, level) = (self.irqs.clone(), wire.clone(), resample.is_some());
         let fire = move || {

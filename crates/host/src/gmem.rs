@@ -15,6 +15,7 @@ use core::ops::Range;
 use crate::errno::{Errno, Result};
 use crate::granule::Delegated;
 use crate::kernel::{BLOCK_PAGES, Fill, Kernel, Mutex, PAGE_SIZE};
+use crate::lock::guarded;
 use crate::sparse::Sparse;
 use crate::vm::Vm;
 
@@ -51,7 +52,7 @@ impl<K: Kernel> Gmem<K> {
             return Err(Errno::EINVAL);
         }
         let pages = Sparse::new(size / PAGE_SIZE);
-        Ok(Arc::new(Self { kernel, vm, size, pages: Mutex::<K, _>::new(pages) }))
+        Ok(Arc::new(Self { kernel, vm, size, pages: guarded(c"gmem.pages", pages) }))
     }
 
     /// Bytes in the file.

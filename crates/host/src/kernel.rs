@@ -19,6 +19,7 @@ use core::ops::Range;
 
 use crate::errno::{Errno, Result};
 use crate::files::FileObject;
+use crate::lock::Lock;
 
 /// Bytes in a page, which is also the granule.
 pub const PAGE_SIZE: u64 = cca_abi::GRANULE_SIZE;
@@ -73,9 +74,9 @@ pub enum Trace {
 /// The kernel under the core. Cheap to clone: a handle.
 pub trait Kernel: Clone + Send + Sync + 'static {
     /// Lock whose waiters sleep.
-    type RawMutex: lock_api::RawMutex + Send + Sync + 'static;
+    type RawMutex: Lock + Send + Sync + 'static;
     /// Lock whose holder runs with interrupts off.
-    type RawSpinLock: lock_api::RawMutex + Send + Sync + 'static;
+    type RawSpinLock: Lock + Send + Sync + 'static;
     /// One page of kernel memory: unmovable, granule aligned.
     type Page: Page;
     /// One pinned page of user memory.

@@ -14,7 +14,7 @@
 //! | [`run`], [`mmio`], [`psci`], [`hostcall`], [`smccc`], [`timer`] | `KVM_RUN`, and what to do with each exit |
 //! | [`irqchip`], `events`, [`routing`], [`device`], [`vgic`] | interrupts, eventfds |
 //! | [`rmi`], [`granule`], [`stats`] | calling the RMM; pages that belong to the Realm world; counters |
-//! | `sync` | atomics |
+//! | [`lock`], `sync` | locks that are told what they guard; atomics |
 //!
 //! # Locks, outermost first
 //!
@@ -42,6 +42,7 @@ pub mod granule;
 pub mod hostcall;
 pub mod irqchip;
 pub mod kernel;
+pub mod lock;
 pub mod memory;
 pub mod mmio;
 pub mod populate;

@@ -14,6 +14,7 @@ use core::ops::Range;
 
 use crate::errno::{Errno, Result};
 use crate::kernel::{Kernel, MemoryHook, PAGE_SIZE, SpinLock, reserve};
+use crate::lock::guarded;
 use crate::rmi::{Rmi, RmiError};
 use crate::rtt::PAGE_LEVEL;
 use crate::slots::intersection;
@@ -117,7 +118,7 @@ pub(crate) struct Shared<K: Kernel> {
 impl<K: Kernel> Shared<K> {
     pub(crate) fn new(rmi: Rmi<K>) -> Self {
         let inner = Inner { realm: None, views: Vec::new(), changing: 0, changing_range: 0..0, changes: 0 };
-        Self { rmi, inner: SpinLock::<K, _>::new(inner) }
+        Self { rmi, inner: guarded(c"shared.pages", inner) }
     }
 
     /// The Realm has tables now, or no longer; in the second case nothing is mapped any more.

@@ -12,6 +12,7 @@ use crate::caps;
 use crate::errno::{Errno, Result};
 use crate::files::FileObject;
 use crate::kernel::{Kernel, LogLevel, Mutex, reserve};
+use crate::lock::guarded;
 use crate::rmi::{Rmi, RmiError};
 use crate::rtt::Geometry;
 use crate::stats::Stats;
@@ -144,8 +145,8 @@ impl<K: Kernel> System<K> {
         // VMIDBits: 2 stands for 16.
         let vmid_bits = if (kernel.id_register(ID_AA64MMFR1_EL1) >> 4) & 0xF == 2 { 16 } else { 8 };
         Ok(Arc::new(Self {
-            vmids: Mutex::<K, _>::new(Vmids::new(vmid_bits)),
-            vms: Mutex::<K, _>::new(Vec::new()),
+            vmids: guarded(c"system.vmids", Vmids::new(vmid_bits)),
+            vms: guarded(c"system.vms", Vec::new()),
             kernel,
             config,
             rmi,

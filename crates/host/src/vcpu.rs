@@ -11,6 +11,7 @@ use crate::errno::{Errno, Result};
 use crate::events::View;
 use crate::fault::Fault;
 use crate::kernel::{Fill, Kernel, Mutex, PAGE_SIZE, Page, VcpuThread, read_user, write_user};
+use crate::lock::guarded;
 use crate::realm::RealmState;
 use crate::rec::Rec;
 use crate::timer::Timers;
@@ -117,28 +118,31 @@ impl<K: Kernel> Vcpu<K> {
             index,
             thread: kernel.new_vcpu_thread(),
             run: kernel.alloc_page(Fill::Zeroed)?,
-            state: Mutex::<K, _>::new(VcpuState {
-                features: None,
-                finalized: false,
-                sve_vq: u8::try_from(sve_vq).unwrap_or(0),
-                sve_finalized: false,
-                pmu_irq_set: false,
-                pmu_ready: false,
-                gprs: [0; 8],
-                pc: 0,
-                rec: None,
-                pending: Pending::None,
-                host_call: [0; 31],
-                user_call: None,
-                user_mmio: false,
-                signal_mask: None,
-                timers: Timers::default(),
-                timer_lines: [false; 2],
-                pmu_line: false,
-                events: View::default(),
-                waiting: false,
-                maybe_off: false,
-            }),
+            state: guarded(
+                c"vcpu.state",
+                VcpuState {
+                    features: None,
+                    finalized: false,
+                    sve_vq: u8::try_from(sve_vq).unwrap_or(0),
+                    sve_finalized: false,
+                    pmu_irq_set: false,
+                    pmu_ready: false,
+                    gprs: [0; 8],
+                    pc: 0,
+                    rec: None,
+                    pending: Pending::None,
+                    host_call: [0; 31],
+                    user_call: None,
+                    user_mmio: false,
+                    signal_mask: None,
+                    timers: Timers::default(),
+                    timer_lines: [false; 2],
+                    pmu_line: false,
+                    events: View::default(),
+                    waiting: false,
+                    maybe_off: false,
+                },
+            ),
             rec: AtomicU64::new(0),
             power: AtomicU32::new(mp_state::RUNNABLE),
             switched_on: AtomicU32::new(0),

@@ -14,6 +14,7 @@ use crate::files::FileObject;
 use crate::gmem::Gmem;
 use crate::irqchip::{self, Irqs, VmVgic};
 use crate::kernel::{Fill, Kernel, LogLevel, Mutex, PAGE_SIZE, SpinLock, read_user, write_user};
+use crate::lock::guarded;
 use crate::memory::Memory;
 use crate::realm::{Control, Extras, RealmState};
 use crate::regs;
@@ -90,18 +91,18 @@ impl<K: Kernel> Vm<K> {
             me: me.clone(),
             geometry,
             rmi,
-            control: Mutex::<K, _>::new(Control::default()),
-            memory: Mutex::<K, _>::new(Memory::new(shared)),
+            control: guarded(c"vm.control", Control::default()),
+            memory: guarded(c"vm.memory", Memory::new(shared)),
             _memory_watch: memory_watch,
             irqs,
             vcpu_count: AtomicUsize::new(0),
             events: Events::default(),
             ring,
-            smccc: Mutex::<K, _>::new(Filter::default()),
+            smccc: guarded(c"vm.smccc", Filter::default()),
             state: AtomicU8::new(0),
             stopped: AtomicBool::new(false),
             ending: AtomicBool::new(false),
-            power: SpinLock::<K, _>::new(()),
+            power: guarded(c"vm.power", ()),
             timer_irqs: [
                 AtomicU32::new(timer::DEFAULT_VIRTUAL_PPI),
                 AtomicU32::new(timer::DEFAULT_PHYSICAL_PPI),

@@ -669,6 +669,8 @@ unsafe impl lock_api::RawMutex for RawSpin {
     }
 }
 
+impl kvm_realm::lock::Lock for RawSpin {}
+
 /// A lock whose waiters sleep; checked.
 pub struct RawSleeping(sync::RawLock);
 
@@ -692,6 +694,8 @@ unsafe impl lock_api::RawMutex for RawSleeping {
         unsafe { lock_api::RawMutex::unlock(&self.0) };
     }
 }
+
+impl kvm_realm::lock::Lock for RawSleeping {}
 
 impl Kernel for SimKernel {
     type RawMutex = RawSleeping;

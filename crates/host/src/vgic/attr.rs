@@ -1,9 +1,8 @@
 //! The device attributes of `KVM_DEV_TYPE_ARM_VGIC_V3`: how a VMM configures the GIC before the first run.
 
+use crate::lock::{Lock, guarded};
 use crate::sync::Ordering;
 use alloc::vec::Vec;
-
-use lock_api::{Mutex, RawMutex};
 
 use super::cpu::Cpu;
 use super::dist::{AFFINITY_MASK, Dist};
@@ -273,7 +272,7 @@ impl Layout {
     }
 }
 
-impl<R: RawMutex> Vgic<R> {
+impl<R: Lock> Vgic<R> {
     /// Adds a vCPU with this MPIDR; its index is what names it from now on.
     pub fn vcpu_added(&self, mpidr: u64) -> Result<usize, AttrError> {
         let mut config = self.config.lock();
@@ -341,7 +340,7 @@ impl<R: RawMutex> Vgic<R> {
         // that start at once make the same state, and one is dropped.
         let lpis = self.has_its.load(Ordering::SeqCst);
         let state = State {
-            cpus: (0..affinities.len()).map(|index| Mutex::new(Cpu::new(index, lpis))).collect(),
+            cpus: (0..affinities.len()).map(|index| guarded(c"vgic.cpu", Cpu::new(index, lpis))).collect(),
             dist: Dist::new(nr_irqs, affinities.clone(), lpis),
             affinities,
         };

@@ -1,10 +1,9 @@
 //! The distributor: shared peripheral interrupts, where they are routed, and the registers for them. And the state that
 //! LPIs share with it.
 
+use crate::lock::Lock;
 use crate::sync::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use alloc::vec::Vec;
-
-use lock_api::RawMutex;
 
 use super::cpu::NR_PRIVATE;
 use super::irq::{Groups, Irq, Trigger};
@@ -21,7 +20,7 @@ const ROUTE_ANY: u64 = 1 << 31;
 /// The affinity fields of `GICD_IROUTER<n>` and MPIDR.
 pub(super) const AFFINITY_MASK: u64 = 0xff_00ff_ffff;
 
-pub(super) struct Dist<R: RawMutex> {
+pub(super) struct Dist<R: Lock> {
     /// `GICD_CTLR`: bit 0 group 0, bit 1 group 1.
     groups: AtomicU8,
     nr_irqs: usize,
@@ -39,7 +38,7 @@ pub(super) struct Dist<R: RawMutex> {
     pub(super) propbaser: AtomicU64,
 }
 
-impl<R: RawMutex> Dist<R> {
+impl<R: Lock> Dist<R> {
     /// `nr_irqs` INTIDs, the private ones included; affinities are those of the vCPUs.
     pub(super) fn new(nr_irqs: usize, affinities: Vec<u64>, has_lpis: bool) -> Dist<R> {
         let end = if has_lpis { lpi::END } else { 1024 };
@@ -287,7 +286,7 @@ fn router(offset: u64) -> Option<usize> {
 }
 
 // With affinity routing, SGIs and PPIs are the redistributors' alone: here they read as zero.
-impl<R: RawMutex> Bank for &Dist<R> {
+impl<R: Lock> Bank for &Dist<R> {
     fn irq(&self, intid: usize) -> Option<Irq> {
         if self.is_spi(intid) { self.with(intid, |spi| spi.irq) } else { None }
     }

@@ -7,10 +7,11 @@
 //! `registers` sleeps and is taken for orders, which thus come one after the other. A message takes the lock of the list
 //! of devices, or none if its sender remembers the translation.
 
+use crate::lock::{Lock, guarded};
 use crate::sync::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use alloc::vec::Vec;
 
-use lock_api::{Mutex, RawMutex};
+use lock_api::Mutex;
 
 use super::attr::{AttrError, Limits, check_frame};
 use super::mmio::{PIDR2, PIDR2_OFFSET, part, replace_part};
@@ -64,7 +65,7 @@ struct Registers {
 }
 
 /// An ITS. `M` sleeps, `R` is the vGIC's.
-pub struct Its<R: RawMutex, M: RawMutex> {
+pub struct Its<R: Lock, M: Lock> {
     /// Where it lies; [`NOWHERE`] until user space has said it.
     base: AtomicU64,
     enabled: AtomicBool,
@@ -187,14 +188,14 @@ impl Registers {
     }
 }
 
-impl<R: RawMutex, M: RawMutex> Default for Its<R, M> {
+impl<R: Lock, M: Lock> Default for Its<R, M> {
     fn default() -> Self {
         Self::new()
     }
 }
 
 /// What executing orders needs besides the ITS itself.
-struct Orders<'a, R: RawMutex> {
+struct Orders<'a, R: Lock> {
     gic: &'a Vgic<R>,
     memory: &'a dyn GuestMemory,
     kick: VcpuSet,
@@ -202,7 +203,7 @@ struct Orders<'a, R: RawMutex> {
     steps: u32,
 }
 
-impl<R: RawMutex> Orders<'_, R> {
+impl<R: Lock> Orders<'_, R> {
     /// `false`: end it where it is.
     fn pause(&mut self) -> bool {
         self.steps = self.steps.wrapping_add(1);
@@ -245,7 +246,7 @@ impl<R: RawMutex> Orders<'_, R> {
     }
 }
 
-impl<R: RawMutex, M: RawMutex> Its<R, M> {
+impl<R: Lock, M: Lock> Its<R, M> {
     /// As `KVM_CREATE_DEVICE` leaves it: nowhere.
     pub fn new() -> Self {
         let registers = Registers {
@@ -259,7 +260,7 @@ impl<R: RawMutex, M: RawMutex> Its<R, M> {
         Its {
             base: AtomicU64::new(NOWHERE),
             enabled: AtomicBool::new(false),
-            registers: Mutex::new(registers),
+            registers: guarded(c"its.orders", registers),
             devices: Devices::new(),
         }
     }
@@ -556,7 +557,7 @@ impl<R: RawMutex, M: RawMutex> Its<R, M> {
     }
 }
 
-impl<R: RawMutex> Orders<'_, R> {
+impl<R: Lock> Orders<'_, R> {
     /// The vCPU that RDbase in `word` names.
     fn vcpu(&self, word: u64) -> Option<u16> {
         let vcpu = u16::try_from(Command::processor(word)).ok()?;

@@ -13,7 +13,7 @@
 //! * Interrupts of a group that the guest has disabled at its CPU interface come last. The condition "group
 //!   enabled" (VGrp0E, VGrp1E) ends the run when that changes.
 
-use lock_api::RawMutex;
+use crate::lock::Lock;
 
 use super::cpu::{Cpu, NR_PRIVATE, Vmcr};
 use super::dist::Dist;
@@ -92,7 +92,7 @@ struct Ready {
 }
 
 impl Ready {
-    fn collect<R: RawMutex>(vcpu: usize, cpu: &Cpu, dist: &Dist<R>) -> Ready {
+    fn collect<R: Lock>(vcpu: usize, cpu: &Cpu, dist: &Dist<R>) -> Ready {
         let mut ready =
             Ready { active: Ranking::default(), pending: Ranking::default(), blocked: [false; 2], open: 0 };
         let groups = dist.groups();
@@ -127,7 +127,7 @@ impl Ready {
 }
 
 /// Fills the list registers for an entry of `vcpu`.
-pub(super) fn flush<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, nr_lrs: usize) -> LrImage {
+pub(super) fn flush<R: Lock>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, nr_lrs: usize) -> LrImage {
     // Nothing is lost if the caller has left out the counterpart of the last flush.
     cancel(vcpu, cpu, dist, &mut SyncOutcome::default());
 
@@ -193,7 +193,7 @@ pub(super) fn flush<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, nr_
 }
 
 /// Takes back what an entry of `vcpu` has left in the list registers.
-pub(super) fn sync<R: RawMutex>(
+pub(super) fn sync<R: Lock>(
     vcpu: usize,
     cpu: &mut Cpu,
     dist: &Dist<R>,
@@ -232,7 +232,7 @@ pub(super) fn sync<R: RawMutex>(
 }
 
 /// Takes back what was put into the list registers for an entry that did not happen.
-pub(super) fn cancel<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, outcome: &mut SyncOutcome) {
+pub(super) fn cancel<R: Lock>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, outcome: &mut SyncOutcome) {
     let loaded = cpu.loaded;
     for intid in loaded.into_iter().take(cpu.nr_loaded) {
         change(cpu, dist, intid, outcome, Irq::take_back_untouched);
@@ -242,7 +242,7 @@ pub(super) fn cancel<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, ou
 }
 
 /// Whether an interrupt would be signalled to `vcpu`.
-pub(super) fn has_pending<R: RawMutex>(vcpu: usize, cpu: &Cpu, dist: &Dist<R>) -> bool {
+pub(super) fn has_pending<R: Lock>(vcpu: usize, cpu: &Cpu, dist: &Dist<R>) -> bool {
     let groups = dist.groups();
     let signalled = |irq: &Irq| {
         irq.is_deliverable(groups)
@@ -260,7 +260,7 @@ pub(super) fn has_pending<R: RawMutex>(vcpu: usize, cpu: &Cpu, dist: &Dist<R>) -
     found
 }
 
-fn change<R: RawMutex>(
+fn change<R: Lock>(
     cpu: &mut Cpu,
     dist: &Dist<R>,
     intid: u16,
@@ -274,7 +274,7 @@ fn change<R: RawMutex>(
 }
 
 /// Ends the active interrupt without a list register that the guest must have acknowledged last.
-fn end_outermost<R: RawMutex>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, outcome: &mut SyncOutcome) -> bool {
+fn end_outermost<R: Lock>(vcpu: usize, cpu: &mut Cpu, dist: &Dist<R>, outcome: &mut SyncOutcome) -> bool {
     let mut outermost: Option<(u8, u16, Trigger)> = None;
     let mut look = |intid: u16, irq: &Irq| {
         let key = (irq.active_priority(), intid);

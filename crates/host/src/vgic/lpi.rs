@@ -1,9 +1,8 @@
 //! LPIs: interrupts without lines and without an active state, that an ITS makes pending. Their configuration lies in
 //! the guest's memory and is copied here when the guest says so (`INV`, `INVALL`, enabling them at a redistributor).
 
+use crate::lock::Lock;
 use crate::sync::Ordering::SeqCst;
-
-use lock_api::RawMutex;
 
 use super::Vgic;
 use super::irq::Irq;
@@ -24,7 +23,7 @@ const PROPBASER_ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 const PENDBASER_ADDRESS: u64 = 0x000F_FFFF_FFFF_0000;
 
 /// What an ITS does to LPIs. Any context but [`Vgic::lpi_prepare`], which allocates.
-impl<R: RawMutex> Vgic<R> {
+impl<R: Lock> Vgic<R> {
     /// Makes room for the state of `intid`. `false` if it is no LPI, or there are none.
     pub fn lpi_prepare(&self, intid: u32) -> bool {
         let Some(state) = self.state.get() else { return false };

@@ -4,9 +4,8 @@
 //! What the architecture reserves, what has no meaning with affinity routing and one security state, and
 //! accesses of a size or alignment that a register does not have read as zero and ignore writes.
 
+use crate::lock::Lock;
 use crate::sync::Ordering::SeqCst;
-
-use lock_api::RawMutex;
 
 use super::Vgic;
 use super::attr::Frame;
@@ -20,7 +19,7 @@ pub(super) const IIDR: u64 = 0x5200_1000;
 pub(super) const PIDR2: u64 = 0x30;
 pub(super) const PIDR2_OFFSET: u64 = 0xffe8;
 
-impl<R: RawMutex> Vgic<R> {
+impl<R: Lock> Vgic<R> {
     /// Reads `len` bytes at the guest address `gpa` (without the shared bit). `None` if it is not the GIC's.
     pub fn mmio_read(&self, gpa: u64, len: usize) -> Option<u64> {
         let (state, frame) = (self.state.get()?, self.layout.get()?.find(gpa)?);

@@ -45,10 +45,11 @@ mod tests;
 mod translate;
 mod types;
 
+use crate::lock::{Lock, guarded};
 use crate::sync::{AtomicBool, Ordering};
 use alloc::vec::Vec;
 
-use lock_api::{Mutex, RawMutex};
+use lock_api::Mutex;
 use spin::Once;
 
 pub use attr::{AttrError, Limits};
@@ -65,7 +66,7 @@ use types::AtomicVcpuSet;
 ///
 /// vCPUs are named by their index in order of [`Vgic::vcpu_added`]. An index that was never added is
 /// answered as if the operation had nothing to do.
-pub struct Vgic<R: RawMutex> {
+pub struct Vgic<R: Lock> {
     limits: Limits,
     config: Mutex<R, Config>,
     /// Interrupt state; there from `KVM_DEV_ARM_VGIC_CTRL_INIT` on.
@@ -79,19 +80,19 @@ pub struct Vgic<R: RawMutex> {
 }
 
 /// What exists once the number of vCPUs and interrupts is known.
-struct State<R: RawMutex> {
+struct State<R: Lock> {
     cpus: Vec<Mutex<R, Cpu>>,
     /// Affinity of each vCPU, as in `GICD_IROUTER<n>`; the same order as `cpus`.
     affinities: Vec<u64>,
     dist: Dist<R>,
 }
 
-impl<R: RawMutex> Vgic<R> {
+impl<R: Lock> Vgic<R> {
     /// An interrupt controller without interrupts, as `KVM_CREATE_DEVICE` leaves it.
     pub fn new(limits: Limits) -> Self {
         Vgic {
             limits,
-            config: Mutex::new(Config::new()),
+            config: guarded(c"vgic.config", Config::new()),
             state: Once::new(),
             layout: Once::new(),
             has_its: AtomicBool::new(false),

@@ -1,7 +1,7 @@
 //! System registers of the CPU interface whose effect reaches beyond it. The RMM hands their writes to the
 //! host as synchronous exits.
 
-use lock_api::RawMutex;
+use crate::lock::Lock;
 
 use super::Vgic;
 use super::cpu::NR_SGIS;
@@ -39,7 +39,7 @@ impl SysReg {
     }
 }
 
-impl<R: RawMutex> Vgic<R> {
+impl<R: Lock> Vgic<R> {
     /// Carries out a trapped write of `value` by `vcpu`; `esr` is that of the exit. `None` if it is not a
     /// write of one of the GIC's registers.
     pub fn sysreg_write(&self, vcpu: usize, esr: u64, value: u64) -> Option<VcpuSet> {

@@ -1,11 +1,12 @@
 //! Interrupts that any vCPU may get: SPIs and LPIs. Each has its own lock, and each vCPU a map of those that it has to
 //! look at, so that vCPUs whose interrupts differ never wait for each other.
 
+use crate::lock::{Lock, guarded};
 use crate::sync::{AtomicU64, Ordering::SeqCst};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use lock_api::{Mutex, RawMutex};
+use lock_api::Mutex;
 use spin::Once;
 
 use super::irq::{Irq, Trigger};
@@ -46,11 +47,11 @@ type Chunk<R> = Box<[Mutex<R, Shared>; CHUNK]>;
 type Group<R> = Box<[Once<Chunk<R>>; GROUP / CHUNK]>;
 
 /// Interrupts by INTID. A chunk exists once it was asked for.
-pub(super) struct Table<R: RawMutex> {
+pub(super) struct Table<R: Lock> {
     groups: Vec<Group<R>>,
 }
 
-impl<R: RawMutex> Table<R> {
+impl<R: Lock> Table<R> {
     /// Room for INTIDs below `end`.
     pub(super) fn new(end: usize) -> Table<R> {
         let group = || Box::new([const { Once::new() }; GROUP / CHUNK]);
@@ -66,7 +67,7 @@ impl<R: RawMutex> Table<R> {
         let Some(place) = self.chunk(intid) else { return false };
         if !place.is_completed() {
             // Made before, not inside `call_once`: that spins. Of two that are made at once, one is dropped.
-            let new = Box::new(core::array::from_fn(|_| Mutex::new(Shared::new(trigger))));
+            let new = Box::new(core::array::from_fn(|_| guarded(c"vgic.irq", Shared::new(trigger))));
             place.call_once(move || new);
         }
         true

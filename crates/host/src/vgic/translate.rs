@@ -1,12 +1,13 @@
 //! What an ITS remembers: devices, their events, collections. Kept here, never in the guest's tables, and bounded: a
 //! guest decides how much of it there is.
 
+use crate::lock::{Lock, guarded};
 use crate::sync::{AtomicU64, Ordering::SeqCst};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use lock_api::{Mutex, RawMutex};
+use lock_api::Mutex;
 use spin::Once;
 
 /// Event numbers of all devices together, used or not.
@@ -89,16 +90,16 @@ impl Device {
 }
 
 /// All devices of an ITS. Changed by one thread at a time, read by any in any context.
-pub(super) struct Devices<R: RawMutex> {
+pub(super) struct Devices<R: Lock> {
     /// Sorted by number.
     list: Mutex<R, Vec<Arc<Device>>>,
     /// Counts changes, so that a translation can be remembered elsewhere.
     generation: AtomicU64,
 }
 
-impl<R: RawMutex> Devices<R> {
+impl<R: Lock> Devices<R> {
     pub(super) fn new() -> Devices<R> {
-        Devices { list: Mutex::new(Vec::new()), generation: AtomicU64::new(1) }
+        Devices { list: guarded(c"its.translations", Vec::new()), generation: AtomicU64::new(1) }
     }
 
     pub(super) fn generation(&self) -> u64 {

@@ -48,7 +48,8 @@ unsafe extern "C" {
     pub(crate) fn shim_unpin_page(phys: u64, dirty: bool); // process
     pub(crate) fn shim_memory_watch_new(hook: *mut c_void, watch: *mut *mut c_void) -> i64; // process
     pub(crate) fn shim_memory_watch_free(watch: *mut c_void); // process
-    pub(crate) fn shim_mutex_new() -> *mut c_void; // process
+    pub(crate) fn shim_lock_kind(what: *const c_char) -> u32; // any
+    pub(crate) fn shim_mutex_new(kind: u32) -> *mut c_void; // process
     pub(crate) fn shim_mutex_free(m: *mut c_void); // process
     pub(crate) fn shim_mutex_lock(m: *mut c_void); // process
     pub(crate) fn shim_mutex_trylock(m: *mut c_void) -> bool; // process

@@ -1,10 +1,11 @@
 //! The kernel's mutex and spin lock under `lock_api`.
 
 use core::cell::UnsafeCell;
-use core::ffi::c_void;
+use core::ffi::{CStr, c_void};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use kvm_realm::lock::Lock;
 use lock_api::{GuardNoSend, RawMutex};
 
 use crate::ffi;
@@ -12,20 +13,33 @@ use crate::ffi;
 /// A kernel mutex. It must not move and cannot be made without its address, so it lives on the kernel's heap and is
 /// made when it is first locked.
 #[derive(Debug)]
-pub(crate) struct KernelMutex(AtomicPtr<c_void>);
+pub(crate) struct KernelMutex {
+    mutex: AtomicPtr<c_void>,
+    /// What the shim calls its kind.
+    kind: u32,
+}
+
+/// What the shim calls the locks that guard `what`.
+fn kind(what: &'static CStr) -> u32 {
+    // SAFETY: the name is there as long as the module is.
+    unsafe { ffi::shim_lock_kind(what.as_ptr()) }
+}
+
+impl Lock for KernelMutex {
+    fn guarding(what: &'static CStr) -> Self {
+        Self { mutex: AtomicPtr::new(null_mut()), kind: kind(what) }
+    }
+}
 
 impl KernelMutex {
-    // Inlined, so that the shim sees by its return address which of the core's places first locks it: kernels that check
-    // the order of locks tell kinds of locks by that.
-    #[inline(always)]
     fn get(&self) -> *mut c_void {
-        let there = self.0.load(Ordering::Acquire);
+        let there = self.mutex.load(Ordering::Acquire);
         if !there.is_null() {
             return there;
         }
         // SAFETY: process context, as for every use of a mutex.
-        let new = unsafe { ffi::shim_mutex_new() };
-        match self.0.compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+        let new = unsafe { ffi::shim_mutex_new(self.kind) };
+        match self.mutex.compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => new,
             Err(winner) => {
                 // SAFETY: nobody else has seen `new`.
@@ -39,17 +53,15 @@ impl KernelMutex {
 // SAFETY: a kernel mutex excludes all but its holder; `get` always returns the same one.
 unsafe impl RawMutex for KernelMutex {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self(AtomicPtr::new(null_mut()));
+    const INIT: Self = Self { mutex: AtomicPtr::new(null_mut()), kind: 0 };
     // The kernel wants the task that locked to unlock.
     type GuardMarker = GuardNoSend;
 
-    #[inline(always)]
     fn lock(&self) {
         // SAFETY: the pointer is a live kernel mutex; process context.
         unsafe { ffi::shim_mutex_lock(self.get()) }
     }
 
-    #[inline(always)]
     fn try_lock(&self) -> bool {
         // SAFETY: as for `lock`.
         unsafe { ffi::shim_mutex_trylock(self.get()) }
@@ -63,7 +75,7 @@ unsafe impl RawMutex for KernelMutex {
 
 impl Drop for KernelMutex {
     fn drop(&mut self) {
-        let m = *self.0.get_mut();
+        let m = *self.mutex.get_mut();
         if !m.is_null() {
             // SAFETY: exclusive access, so nobody holds or waits for it.
             unsafe { ffi::shim_mutex_free(m) }
@@ -71,8 +83,8 @@ impl Drop for KernelMutex {
     }
 }
 
-/// A raw spin lock whose holder runs with interrupts off. The shim's lock is two words, zero when free, and may be
-/// anywhere.
+/// A raw spin lock whose holder runs with interrupts off. The shim's lock is two words, the lock itself, zero when free,
+/// and its kind; it may be anywhere.
 #[derive(Debug)]
 pub(crate) struct KernelSpinLock {
     lock: UnsafeCell<[u32; 2]>,
@@ -85,6 +97,12 @@ unsafe impl Sync for KernelSpinLock {}
 // SAFETY: an unlocked lock has no ties to a thread, and a locked one cannot be moved because its guard borrows it.
 unsafe impl Send for KernelSpinLock {}
 
+impl Lock for KernelSpinLock {
+    fn guarding(what: &'static CStr) -> Self {
+        Self { lock: UnsafeCell::new([0, kind(what)]), ..Self::INIT }
+    }
+}
+
 // SAFETY: a raw spin lock excludes all but its holder.
 unsafe impl RawMutex for KernelSpinLock {
     #[allow(clippy::declare_interior_mutable_const)]
@@ -92,7 +110,6 @@ unsafe impl RawMutex for KernelSpinLock {
     // Interrupts are off on this CPU.
     type GuardMarker = GuardNoSend;
 
-    #[inline(always)]
     fn lock(&self) {
         // SAFETY: the lock's words are valid, and only these functions touch them.
         let flags = unsafe { ffi::shim_spin_lock(self.lock.get().cast()) };
@@ -100,7 +117,6 @@ unsafe impl RawMutex for KernelSpinLock {
         unsafe { *self.flags.get() = flags }
     }
 
-    #[inline(always)]
     fn try_lock(&self) -> bool {
         let mut flags = 0;
         // SAFETY: as for `lock`; `flags` is valid for the call.
