@@ -266,7 +266,8 @@ pub(crate) struct MeasureArgs {
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Emulated machine")]
 pub(crate) struct MachineArgs {
-    /// Which of Debian's kernels is the host's; the newest is fetched when it is first asked for [default: 6.12]
+    /// Which kernel is the host's; others than the default are fetched, or built, when they are first asked for
+    /// [default: 6.12]
     #[arg(long, value_name = "SERIES", value_enum)]
     pub(crate) host: Option<Series>,
     /// Another kernel for the host; the module is built for that of --host

@@ -20,6 +20,8 @@ const GUEST_MODULES: &[&str] =
 const HOST_MODULES: &[&str] = &["bridge", "tun", "virtio_blk", "virtio_net"];
 /// Loads a module, in the guest and on the emulated host.
 const LOAD_MODULE: &str = include_str!("../../guest/bin/load-module");
+/// The same where nothing is left to load.
+const ALL_BUILT_IN: &str = "#!/bin/sh\n";
 /// The host's first program.
 const HOST_INIT: &str = include_str!("../lab/host-init.sh");
 
@@ -145,10 +147,12 @@ pub(crate) fn host(environment: &Environment, parts: &HostParts) -> Result<PathB
     forget_old(&directory);
     let mut archive = base(&environment.unpacked.busybox)?;
     archive.file("init", 0o755, HOST_INIT.as_bytes());
-    archive.file("bin/load-module", 0o755, LOAD_MODULE.as_bytes());
     archive.directory("guest");
     if let Some(tree) = &environment.host.modules {
+        archive.file("bin/load-module", 0o755, LOAD_MODULE.as_bytes());
         add_modules(&mut archive, tree, HOST_MODULES)?;
+    } else {
+        archive.file("bin/load-module", 0o755, ALL_BUILT_IN.as_bytes());
     }
     for (name, path, mode) in &inputs {
         archive.file(name, *mode, &read(path)?);

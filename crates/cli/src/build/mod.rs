@@ -135,7 +135,11 @@ fn announced(what: &str, product: &Path, work: impl FnOnce(bool) -> Result<()>) 
 }
 
 /// Runs cargo for a package; its progress is shown when there will be much of it.
-fn cargo(mut cargo: Command, package: &str, target: &str, show: bool) -> Result<()> {
+fn cargo(cargo: Command, package: &str, target: &str, show: bool) -> Result<()> {
+    cargo_into(&crate::paths::target()?, cargo, package, target, show)
+}
+
+fn cargo_into(directory: &Path, mut cargo: Command, package: &str, target: &str, show: bool) -> Result<()> {
     cargo.current_dir(crate::paths::checkout()?).args([
         "build",
         "--profile",
@@ -145,7 +149,7 @@ fn cargo(mut cargo: Command, package: &str, target: &str, show: bool) -> Result<
         "--target",
         target,
     ]);
-    cargo.arg("--target-dir").arg(crate::paths::target()?);
+    cargo.arg("--target-dir").arg(directory);
     if !(show && ui::fancy()) {
         cargo.arg("--quiet");
     }
@@ -179,8 +183,14 @@ fn firmware(environment: &Environment, package: &str, what: &str, image: &Path) 
 /// The module: the Rust side as a static library, then the kernel's own build.
 fn module(environment: &Environment, module: &Path) -> Result<()> {
     announced("the kernel module", module, |first| {
-        cargo(environment.rust.cargo(&environment.rust.bare), "kvm-realm-glue", BARE, first)?;
-        let library = crate::paths::target()?.join(BARE).join("release/libkvm_realm_glue.a");
+        let rust = &environment.rust;
+        let (target, command) = if environment.host.debug {
+            (crate::paths::target()?.join("kasan"), rust.cargo_with_kasan())
+        } else {
+            (crate::paths::target()?, rust.cargo(&rust.bare))
+        };
+        cargo_into(&target, command, "kvm-realm-glue", BARE, first)?;
+        let library = target.join(BARE).join("release/libkvm_realm_glue.a");
         // One directory for each kernel: objects of another one must not be taken for ours.
         let work = module.parent().context("no place for the module")?;
         std::fs::create_dir_all(work)?;

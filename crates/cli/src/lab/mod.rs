@@ -30,7 +30,7 @@ use crate::life::registry::Info;
 use crate::life::vsock::VsockArg;
 use crate::run::launch::{Check, Prediction};
 use crate::run::{RunOptions, manifest};
-use crate::setup::{self, Environment};
+use crate::setup::{self, Environment, Series};
 use crate::ui;
 
 use machine::Config;
@@ -42,6 +42,10 @@ use stages::{Milestone, Timeline};
 pub(crate) const GUEST_MEMORY: u64 = 512;
 /// What the host needs beside its guest's memory, in MiB.
 const HOST_MEMORY: u64 = 768;
+/// What a host that looks for mistakes needs beside that, in MiB.
+const DEBUG_MEMORY: u64 = 1024;
+/// How much longer everything may take there.
+pub(crate) const DEBUG_PATIENCE: f64 = 6.0;
 /// The host kernel's command line. A host that oopses ends at once: QEMU exits on the reset that follows.
 const HOST_CMDLINE: &str = "console=ttyAMA0 earlycon=pl011,0x9000000 rdinit=/init panic=-1 oops=panic";
 
@@ -455,7 +459,10 @@ pub(crate) fn config(
         initrd: Some(initrd),
         cmdline,
         cpus: args.host_cpus.unwrap_or_else(|| guest_cpus.unwrap_or(1).clamp(1, 8)),
-        memory: args.host_memory.unwrap_or(guest_memory.unwrap_or(GUEST_MEMORY) + HOST_MEMORY),
+        memory: args.host_memory.unwrap_or_else(|| {
+            let more = if environment.host.debug { DEBUG_MEMORY } else { 0 };
+            guest_memory.unwrap_or(GUEST_MEMORY) + HOST_MEMORY + more
+        }),
         own_firmware: args.firmware.is_none(),
         machine_options: args.machine_options.clone(),
         cpu_options: args.cpu_options.clone(),
@@ -513,7 +520,8 @@ fn firmware_milestones(config: &Config) -> Vec<Milestone> {
 
 /// The factor for time limits.
 pub(crate) fn patience(args: &MachineArgs) -> f64 {
-    args.patience.filter(|factor| factor.is_finite() && *factor > 0.0).unwrap_or(1.0)
+    let slow = if args.host == Some(Series::Debug) { DEBUG_PATIENCE } else { 1.0 };
+    args.patience.filter(|factor| factor.is_finite() && *factor > 0.0).unwrap_or(1.0) * slow
 }
 
 fn without_firmware(args: &MachineArgs) -> bool {

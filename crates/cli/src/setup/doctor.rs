@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{apt, hosts, kernels, newest, rust, tools};
+use super::{apt, debug, hosts, kernels, newest, rust, tools};
 use crate::args::DoctorArgs;
 
 #[derive(Serialize)]
@@ -125,6 +125,16 @@ fn examine(cache: &Path) -> Vec<Finding> {
         .and_then(|unpacked| hosts::recorded(cache, unpacked))
         .unwrap_or_else(|| "not fetched yet: `--host newest` does".to_owned());
     findings.push(Finding::new("newest host kernel", Some(newest), "runs on the emulated host", String::new));
+    let debug = unpacked
+        .as_ref()
+        .and_then(|unpacked| debug::recorded(cache, unpacked))
+        .map_or("not built yet: `--host debug` does".to_owned(), |host| host.release);
+    findings.push(Finding::new(
+        "debug host kernel, for tests",
+        Some(debug),
+        "looks for mistakes",
+        String::new,
+    ));
     findings.push(Finding::new(
         "guest kernel",
         part(|unpacked| unpacked.guest_release.clone()),

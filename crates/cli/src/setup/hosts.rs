@@ -1,4 +1,4 @@
-//! Kernels that can be the emulated machine's host: the default, the newest, and one of our own making for a test.
+//! Kernels that can be the emulated machine's host: the default, the newest; one of our own making is in `debug.rs`.
 //!
 //! The default is fetched by every set-up; any other only when it is asked for.
 
@@ -23,6 +23,8 @@ pub(crate) enum Series {
     Own,
     /// The newest in Debian's backports of the current stable: the one that is the guest's
     Newest,
+    /// 6.12 built here to look for mistakes (lockdep, KASAN and the like): slow, for tests
+    Debug,
 }
 
 /// A kernel and what belongs to it.
@@ -32,10 +34,13 @@ pub(crate) struct Host {
     pub(crate) release: String,
     /// The kernel itself.
     pub(crate) kernel: PathBuf,
-    /// The directory in which its header packages were unpacked: the module is built against them.
+    /// The directory in which its header packages were unpacked, or a tree in which it was built: the module is built
+    /// against them.
     pub(crate) headers: PathBuf,
     /// The directory of its modules; none if all is built in.
     pub(crate) modules: Option<PathBuf>,
+    /// Whether it looks for mistakes, and so needs more memory and time.
+    pub(crate) debug: bool,
 }
 
 /// The host that every set-up fetches.
@@ -46,6 +51,7 @@ pub(crate) fn default(unpacked: &Unpacked) -> Host {
         kernel: unpacked.host_kernel.clone(),
         headers: unpacked.host_root.clone(),
         modules: Some(modules),
+        debug: false,
     }
 }
 
@@ -73,6 +79,7 @@ pub(crate) fn newest(cache: &Path, unpacked: &Unpacked) -> Result<Host> {
         kernel: unpacked.guest_kernel.clone(),
         headers: root,
         modules: Some(unpacked.guest_modules.clone()),
+        debug: false,
     })
 }
 

@@ -9,7 +9,7 @@ use super::apt::{Apt, Archive, Package, Suites, native};
 use crate::ui;
 
 /// The series of the host kernel: the module is built for it.
-const HOST_SERIES: &str = "6.12.";
+pub(super) const HOST_SERIES: &str = "6.12.";
 /// The kernels' flavour.
 const FLAVOUR: &str = "-cloud-arm64";
 
@@ -35,6 +35,11 @@ pub(crate) struct Unpacked {
 }
 
 impl Unpacked {
+    /// The version of the host kernel's package.
+    pub(super) fn host_version(&self) -> Option<&str> {
+        Some(self.host_root.file_name()?.to_str()?.split_once('_')?.1)
+    }
+
     fn is_complete(&self) -> bool {
         [&self.host_root, &self.host_kernel, &self.guest_kernel, &self.guest_modules, &self.busybox]
             .iter()
@@ -206,6 +211,22 @@ fn busybox(apt: &Apt, cache: &Path) -> Result<(String, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_directory_of_the_host_kernel_names_its_package() {
+        let path = PathBuf::new();
+        let unpacked = Unpacked {
+            host_release: "6.12.95+deb12-cloud-arm64".to_owned(),
+            host_root: PathBuf::from("/c/6.12.95+deb12-cloud-arm64_6.12.95-1~bpo12+1"),
+            host_kernel: path.clone(),
+            guest_release: String::new(),
+            guest_kernel: path.clone(),
+            guest_modules: path.clone(),
+            busybox: path,
+            busybox_version: String::new(),
+        };
+        assert_eq!(unpacked.host_version(), Some("6.12.95-1~bpo12+1"));
+    }
 
     #[test]
     fn newer_releases_order_higher() {

@@ -1,6 +1,7 @@
 //! Sets the machine up: once, cached, verified, and never more than what is missing.
 
 pub(crate) mod apt;
+pub(crate) mod debug;
 pub(crate) mod doctor;
 pub(crate) mod hosts;
 pub(crate) mod kernels;
@@ -50,6 +51,7 @@ pub(crate) fn for_machine(args: &MachineArgs) -> Result<Environment> {
     let environment = ensure(args.qemu.as_deref(), false)?;
     match args.host {
         Some(Series::Newest) => environment.on_the_newest_host(),
+        Some(Series::Debug) => environment.on_the_debug_host(),
         Some(Series::Own) | None => Ok(environment),
     }
 }
@@ -60,6 +62,13 @@ impl Environment {
         let cache = crate::paths::cache()?;
         let _lock = lock(&cache)?;
         Ok(Self { host: hosts::newest(&cache, &self.unpacked)?, ..self.clone() })
+    }
+
+    /// The same with a kernel that looks for mistakes, which is built when it is first asked for.
+    pub(crate) fn on_the_debug_host(&self) -> Result<Self> {
+        let cache = crate::paths::cache()?;
+        let _lock = lock(&cache)?;
+        Ok(Self { host: debug::ensure(&cache, &self.unpacked)?, ..self.clone() })
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! In this order: the target is installed; `rustup target add`; the standard library's source for exactly this
 //! rustc (in the toolchain, from `rustup component add rust-src`, or Debian's `rust-src` of that version from
-//! whichever suite has it), built once with `-Z build-std` into a sysroot in the cache. Only that one build needs
-//! `RUSTC_BOOTSTRAP`; everything of ours is compiled with stable features and `--sysroot`.
+//! whichever suite has it), built once with `-Z build-std` into a sysroot in the cache. That build needs
+//! `RUSTC_BOOTSTRAP`, and so does the module for a debug kernel; all else of ours is compiled with stable features and
+//! `--sysroot`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,6 +20,17 @@ use crate::ui;
 pub(crate) const BARE: &str = "aarch64-unknown-none-softfloat";
 /// For the arm64 `realm`.
 pub(crate) const LINUX: &str = "aarch64-unknown-linux-gnu";
+/// Has each access to memory checked by KASAN, which the kernel's own code is compiled for: by calls, which every kernel with
+/// KASAN takes. The library stays as it is; what of it is compiled into ours is checked as well.
+const KASAN: &[&str] = &[
+    "-Zsanitizer=kernel-address",
+    "-Zsanitizer-recover=kernel-address",
+    "-Zunstable-options",
+    "-Cunsafe-allow-abi-mismatch=sanitizer",
+    "-Cllvm-args=-asan-instrumentation-with-call-threshold=0",
+    "-Cllvm-args=-asan-stack=0",
+    "-Cllvm-args=-asan-globals=0",
+];
 /// How long rustup may take: without a network it gives up late.
 const RUSTUP_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -254,9 +266,20 @@ fn clean_environment(cargo: &mut Command) {
 impl Rust {
     /// A cargo that compiles for `target` in the checkout.
     pub(crate) fn cargo(&self, target: &Target) -> Command {
+        self.cargo_with(target, &[])
+    }
+
+    /// One that compiles for a kernel which checks accesses to memory. Its products need a directory of their own.
+    pub(crate) fn cargo_with_kasan(&self) -> Command {
+        let mut cargo = self.cargo_with(&self.bare, KASAN);
+        cargo.env("RUSTC_BOOTSTRAP", "1");
+        cargo
+    }
+
+    fn cargo_with(&self, target: &Target, more: &[&str]) -> Command {
         let mut cargo = Command::new("cargo");
         clean_environment(&mut cargo);
-        let mut flags = Vec::new();
+        let mut flags: Vec<String> = more.iter().map(|&flag| flag.to_owned()).collect();
         if let Some(sysroot) = &target.sysroot {
             flags.push(format!("--sysroot={}", sysroot.display()));
         }

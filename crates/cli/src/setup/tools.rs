@@ -53,6 +53,14 @@ pub(crate) const TOOLS: &[Tool] = &[
     program("dpkg-deb", "dpkg", "unpacks kernels"),
 ];
 
+/// What building a whole kernel needs beside those.
+pub(crate) const KERNEL_TOOLS: &[Tool] = &[
+    program("bc", "bc", "computes constants of the kernel's clocks"),
+    program("bison", "bison", "makes the parser of the kernel's configuration"),
+    program("flex", "flex", "makes the scanner of the kernel's configuration"),
+    program("xz", "xz-utils", "unpacks the kernel's source"),
+];
+
 impl Tool {
     /// Its version or place, if it is there.
     pub(crate) fn found(&self) -> Option<String> {
@@ -86,33 +94,38 @@ fn parse_version(line: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// Installs those of some tools that are missing.
+pub(crate) fn install_missing(cache: &Path, tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&str> =
+        tools.iter().filter(|tool| tool.found().is_none()).map(|tool| tool.package).collect();
+    if !missing.is_empty() {
+        let state = apt::archive()?.open(Suites::Install, cache)?;
+        state.install(&missing, None).context("cannot install what the builds need")?;
+    }
+    for tool in tools {
+        if tool.found().is_none() {
+            bail!("{} is still missing after installing the package {}", tool.name, tool.package);
+        }
+    }
+    Ok(())
+}
+
 /// Makes sure that every tool is installed, and gives QEMU's path.
 pub(crate) fn ensure(cache: &Path, chosen: Option<&Path>) -> Result<PathBuf> {
-    let missing: Vec<&str> =
-        TOOLS.iter().filter(|tool| tool.found().is_none()).map(|tool| tool.package).collect();
+    install_missing(cache, TOOLS)?;
     let found = qemu(chosen.unwrap_or(Path::new(QEMU)));
     let good = found.as_ref().is_some_and(|(_, _, version)| *version >= QEMU_AT_LEAST);
     if let (Some(chosen), false) = (chosen, good) {
         let what = found.map_or("does not run".to_owned(), |(_, line, _)| format!("is `{line}`"));
         bail!("{} {what}: QEMU {}.{} or newer is needed", chosen.display(), QEMU_AT_LEAST.0, QEMU_AT_LEAST.1);
     }
-    if !missing.is_empty() || !good {
+    if !good {
         let archive = apt::archive()?;
         let state = archive.open(Suites::Install, cache)?;
-        if !missing.is_empty() {
-            state.install(&missing, None).context("cannot install what the builds need")?;
-        }
-        if !good {
-            // Debian 12's own QEMU is too old, Debian 13's is not.
-            let backports = format!("{}-backports", archive.release().codename);
-            let suite = (archive.release().version < 13).then_some(backports.as_str());
-            state.install(&["qemu-system-arm"], suite).context("cannot install QEMU")?;
-        }
-    }
-    for tool in TOOLS {
-        if tool.found().is_none() {
-            bail!("{} is still missing after installing the package {}", tool.name, tool.package);
-        }
+        // Debian 12's own QEMU is too old, Debian 13's is not.
+        let backports = format!("{}-backports", archive.release().codename);
+        let suite = (archive.release().version < 13).then_some(backports.as_str());
+        state.install(&["qemu-system-arm"], suite).context("cannot install QEMU")?;
     }
     match qemu(chosen.unwrap_or(Path::new(QEMU))) {
         Some((path, _, version)) if version >= QEMU_AT_LEAST => Ok(path),

@@ -28,10 +28,22 @@ const GUEST: &str = "\
 
 /// Starts so many Realms one after the other on one host; after each, everything has come back, and the module can go.
 fn rounds(environment: &Environment, count: u32) -> Result<()> {
-    let script = prelude()
+    let script = format!("uname -r\n{}rmmod kvm_realm || exit 1\n", script(count));
+    let text = host_script(environment, 4, true, &script, u64::from(count) * 240)?;
+    let rounds = PRINTED.repeat(usize::try_from(count)?);
+    let expected = format!("{}\n{rounds}", environment.host.release);
+    ensure!(text == expected, "the {count} Realms printed:\n{text}");
+    Ok(())
+}
+
+/// What one Realm prints.
+pub(super) const PRINTED: &str = "4 CPUs, 16 hashes\n";
+
+/// What starts so many Realms.
+pub(super) fn script(count: u32) -> String {
+    prelude()
         + &format!(
-            "uname -r\n\
-             dd if=/dev/urandom of=/tmp/disk bs=64k count=8 2>/dev/null\n\
+            "dd if=/dev/urandom of=/tmp/disk bs=64k count=8 2>/dev/null\n\
              for round in $(seq {count}); do\n\
              \tstart=$(cut -d. -f1 /proc/uptime)\n\
              \trealm run --no-check --cpus 4 --memory 256 --disk /tmp/disk,ro --console-log /tmp/console --exec '{}' \\\n\
@@ -39,15 +51,9 @@ fn rounds(environment: &Environment, count: u32) -> Result<()> {
              \tgrep -q 'reboot: Power down' /tmp/console || {{ echo 'no clean end:'; cat /tmp/console; exit 1; }}\n\
              \tsettled $before\n\
              \techo \"round $round took $(($(cut -d. -f1 /proc/uptime) - start)) s of the machine\" >&2\n\
-             done\n\
-             rmmod kvm_realm || exit 1\n",
+             done\n",
             GUEST.replace('\'', "'\\''")
-        );
-    let text = host_script(environment, 4, true, &script, u64::from(count) * 240)?;
-    let rounds = "4 CPUs, 16 hashes\n".repeat(usize::try_from(count)?);
-    let expected = format!("{}\n{rounds}", environment.host.release);
-    ensure!(text == expected, "the {count} Realms printed:\n{text}");
-    Ok(())
+        )
 }
 
 /// The kernel that is the guest's is the host's as well; the host's own is that of every other test.

@@ -13,12 +13,14 @@
 //! | [`network`] | do they reach the outside, and does it reach them? |
 //! | [`load`] | do several vCPUs work under load, and on another host kernel? |
 //! | [`transparency`] | is it known what was launched, and where the time went? |
+//! | [`debug`] | has a kernel that looks for mistakes nothing to say? |
 //! | [`fuzz`] | can bytes be found that break something? |
 //! | [`debian`] | does a Debian disk come into being, and boot as a Realm? |
 //! | [`guide`] | does docs/guide.md say the truth? |
 
 mod code;
 mod debian;
+mod debug;
 mod devices;
 mod examples;
 mod firmware;
@@ -107,6 +109,7 @@ const TESTS: &[Test] = &[
         long: true,
         run: life::in_the_background,
     },
+    Test { name: "debug-kernel-has-no-complaint", emulated: true, long: true, run: debug::no_complaint },
     Test { name: "fuzz-targets-run-a-while", emulated: false, long: true, run: fuzz::run_a_while },
     Test { name: "debian-disk-boots-with-network", emulated: true, long: true, run: debian::debian_disk },
     Test { name: "guide-does-what-it-says", emulated: true, long: true, run: guide::guide },
@@ -220,9 +223,10 @@ fn provoking(
     let parts = lab::host_parts(environment, &images, &None, &None, files);
     let initrd = initramfs::host(environment, &parts)?;
     let config = lab::config(environment, &images, machine, None, None, initrd)?;
+    let patience = patience() * if environment.host.debug { lab::DEBUG_PATIENCE } else { 1.0 };
     let job = Job {
         capture: true,
-        ..lab::host_command(&config, script, module, Duration::from_secs(limit), patience())
+        ..lab::host_command(&config, script, module, Duration::from_secs(limit), patience)
     };
     let (outcome, directory) = lab::execute(&config, &job, &mut Timeline::new())?;
     if provoked != Provoked::Oops {

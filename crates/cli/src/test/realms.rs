@@ -68,10 +68,19 @@ pub(super) fn ten_realms(environment: &Environment) -> Result<()> {
 }
 
 pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
+    let machine = MachineArgs { host_cpus: Some(2), ..MachineArgs::default() };
+    let script = killing_script();
+    let (outcome, text) = provoking(Provoked::OutOfMemory, environment, &machine, &[], true, &script, 900)?;
+    ensure!(outcome.status == 0 && text == "again\n", "the host printed:\n{text}");
+    Ok(())
+}
+
+/// What kills VMMs, and says `again`.
+pub(super) fn killing_script() -> String {
     // Killed while the guest runs, and earlier, while memory is populated. Before that, a CPU goes and comes back under
     // the guest, the machine is asked to sleep, and the kernel's tracer has seen what happened. The first VMM's control group
     // pays for its Realm; another one has a limit that is below what its Realm needs, and is killed when it reaches it.
-    let script = prelude()
+    prelude()
         + "groups=/sys/fs/cgroup\n\
            mount -t cgroup2 none $groups && echo +memory >$groups/cgroup.subtree_control || exit 1\n\
            mkdir $groups/owner $groups/small && echo 48M >$groups/small/memory.max || exit 1\n\
@@ -114,11 +123,7 @@ pub(super) fn killed_vmm(environment: &Environment) -> Result<()> {
            kill -9 $vmm; wait $vmm 2>/dev/null\n\
            settled $before\n\
            realm run --no-check --exec 'echo again'\n\
-           settled $before\n";
-    let machine = MachineArgs { host_cpus: Some(2), ..MachineArgs::default() };
-    let (outcome, text) = provoking(Provoked::OutOfMemory, environment, &machine, &[], true, &script, 900)?;
-    ensure!(outcome.status == 0 && text == "again\n", "the host printed:\n{text}");
-    Ok(())
+           settled $before\n"
 }
 
 /// The module reads the page for us: nothing else of a stock kernel has a reason to. The kernel names the fault by the
