@@ -373,7 +373,8 @@ impl Process {
     /// # Errors
     /// `EFAULT` where nothing is mapped.
     pub fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        for (at, byte) in (from..).zip(to) {
+        for (n, byte) in (0..).zip(to) {
+            let at = from.checked_add(n).ok_or(Errno::EFAULT)?;
             let page = self.at(at).ok_or(Errno::EFAULT)?;
             *byte = page.load_u8((at % PAGE_SIZE) as usize);
         }
@@ -385,7 +386,8 @@ impl Process {
     /// # Errors
     /// `EFAULT` where nothing is mapped.
     pub fn write(&self, to: u64, from: &[u8]) -> Result<()> {
-        for (at, byte) in (to..).zip(from) {
+        for (n, byte) in (0..).zip(from) {
+            let at = to.checked_add(n).ok_or(Errno::EFAULT)?;
             let page = self.at(at).ok_or(Errno::EFAULT)?;
             page.store_u8((at % PAGE_SIZE) as usize, *byte);
         }
