@@ -135,6 +135,7 @@ mod tests {
         assert_eq!(timestamp(951_782_400), "20000229-000000");
         assert_eq!(timestamp(1_767_225_600), "20260101-000000");
     }
+
     #[test]
     fn a_run_that_lives_keeps_its_directory_however_many_come_later() {
         let runs = std::env::temp_dir().join(format!("realm-runs-{}", std::process::id()));

@@ -178,6 +178,7 @@ mod tests {
         }
         assert!(hub.state.lock().unwrap().viewers.is_empty());
     }
+
     #[test]
     fn typing_waits_for_a_guest_that_does_not_read_and_nothing_is_lost() {
         let (hub, mut typed) = hub();

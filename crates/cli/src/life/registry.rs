@@ -380,6 +380,7 @@ mod tests {
         assert!(registry.find("../x").is_err() && registry.find("nobody").is_err());
         std::fs::remove_dir_all(&registry.0).unwrap();
     }
+
     #[test]
     fn a_log_that_others_append_to_becomes_no_longer_than_it_may() {
         let registry = scratch("log");
