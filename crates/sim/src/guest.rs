@@ -6,6 +6,7 @@
 //! a guest would be, and the RMM sees what hardware would show it. Where threads are not wanted, a guest can be
 //! [`Steps`]: a function that says one operation after the other.
 
+use crate::vmm::{DEVICE, SHARED};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 
 /// One operation: one instruction of the guest.
@@ -73,6 +74,16 @@ pub enum Op {
     Counter,
 }
 
+impl Op {
+    /// `SMC #0` with these in `x0`..., and zero in the others.
+    #[must_use]
+    pub fn smc(arguments: &[u64]) -> Self {
+        let mut registers = [0; 12];
+        registers[..arguments.len()].copy_from_slice(arguments);
+        Self::Smc(registers)
+    }
+}
+
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -116,7 +127,7 @@ impl Guest {
         }
     }
 
-    fn expect(&self, op: Op) -> [u64; 18] {
+    pub(crate) fn expect(&self, op: Op) -> [u64; 18] {
         self.execute(op).unwrap_or_else(|exception| panic!("guest: {op:x?} took {exception:x?}"))
     }
 
@@ -131,11 +142,19 @@ impl Guest {
         self.expect(Op::Write { ipa, size: 8, value });
     }
 
+    /// Stores `size` bytes through the shared alias, as a driver does.
+    pub fn store(&self, ipa: u64, size: u64, value: u64) {
+        self.expect(Op::Write { ipa: ipa | SHARED, size, value });
+    }
+
+    /// Says something to the VMM's device.
+    pub fn tell(&self, value: u64) {
+        self.store(DEVICE, 8, value);
+    }
+
     /// `SMC` with `x0`...; returns `x0`...
     pub fn smc(&self, args: &[u64]) -> [u64; 18] {
-        let mut registers = [0; 12];
-        registers[..args.len()].copy_from_slice(args);
-        self.expect(Op::Smc(registers))
+        self.expect(Op::smc(args))
     }
 
     /// Waits for an interrupt.

@@ -8,7 +8,9 @@
 //! | [`root`], [`realm`] | EL3 and R-EL2: the platforms of monitor and RMM |
 //! | [`host`] | the host kernel: the host core's kernel |
 //! | [`guest`] | scripted guests inside Realms |
+//! | [`gic`] | what a guest's driver does to its GIC |
 //! | [`vmm`] | a small VMM: the ioctls in their order |
+//! | [`hostile`] | threads of a VMM that do anything |
 //! | `sync` | locks and threads: real ones, or those of an explorer of schedules |
 //! | [`bench`] | all of it set up, and the check that everything came back |
 //!
@@ -17,8 +19,10 @@
 //! pages are poisoned, a page that is freed while delegated is reported, sleeping under a spin lock panics.
 
 pub mod bench;
+pub mod gic;
 pub mod guest;
 pub mod host;
+pub mod hostile;
 pub mod machine;
 pub mod memory;
 pub mod realm;

@@ -16,6 +16,10 @@ use zerocopy::IntoBytes;
 pub const RAM_BASE: u64 = 0x8000_0000;
 /// Where the boot vCPU starts.
 pub const ENTRY: u64 = RAM_BASE;
+/// Where the other vCPUs start, in most scenarios.
+pub const SECOND: u64 = RAM_BASE + 0x100;
+/// The shared alias: the top bit of a 33-bit IPA space.
+pub const SHARED: u64 = 1 << 32;
 /// GIC distributor in the guest.
 pub const GICD: u64 = 0x3FFF_0000;
 /// GIC redistributors in the guest.
@@ -79,10 +83,11 @@ pub struct Vmm {
     pub process: Arc<Process>,
     system: Arc<System<SimKernel>>,
     kernel: SimKernel,
-    config: Config,
+    pub(crate) config: Config,
     /// Where the shared alias of RAM is mapped.
     pub ram: u64,
-    scratch: u64,
+    /// A page for arguments of ioctls.
+    pub(crate) scratch: u64,
     vm: i32,
     gmem: i32,
     /// vCPU files.
@@ -191,6 +196,12 @@ impl Vmm {
         self.vm
     }
 
+    /// The guest_memfd.
+    #[must_use]
+    pub fn gmem(&self) -> i32 {
+        self.gmem
+    }
+
     fn create_vm(&mut self) -> Result<()> {
         let vm_type = kvm::VM_TYPE_REALM | u64::from(self.config.ipa_bits);
         let fd = self.process.run(|| self.system.ioctl(ioctl::CREATE_VM, vm_type))?;
@@ -205,18 +216,26 @@ impl Vmm {
     }
 
     fn set_region(&mut self) -> Result<()> {
+        self.set_slot(0, RAM_BASE, self.config.ram, true).map(drop)
+    }
+
+    /// Sets a memory slot, all of them with the same user memory: RAM's. A `private` one also has the guest_memfd.
+    ///
+    /// # Errors
+    /// As the ioctl.
+    pub fn set_slot(&self, slot: u32, base: u64, size: u64, private: bool) -> Result {
         let mut region = kvm::MemoryRegion2 {
-            slot: 0,
-            flags: kvm::MEM_GUEST_MEMFD,
-            guest_phys_addr: RAM_BASE,
-            memory_size: self.config.ram,
+            slot,
+            flags: if private { kvm::MEM_GUEST_MEMFD } else { 0 },
+            guest_phys_addr: base,
+            memory_size: size,
             userspace_addr: self.ram,
             guest_memfd_offset: 0,
-            guest_memfd: self.gmem as u32,
+            guest_memfd: if private { self.gmem as u32 } else { 0 },
             pad1: 0,
             pad2: [0; 14],
         };
-        self.ioctl(self.vm, ioctl::SET_USER_MEMORY_REGION2, &mut region).map(drop)
+        self.ioctl(self.vm, ioctl::SET_USER_MEMORY_REGION2, &mut region)
     }
 
     fn make_private(&mut self) -> Result<()> {
@@ -233,15 +252,23 @@ impl Vmm {
         self.ioctl(self.vm, ioctl::SET_MEMORY_ATTRIBUTES, &mut args).map(drop)
     }
 
+    /// `fallocate` of a guest_memfd.
+    ///
+    /// # Errors
+    /// As the system call; `EBADF` if it is none.
+    pub fn fallocate(&self, fd: i32, mode: u32, offset: u64, size: u64) -> Result {
+        match self.process.file(fd) {
+            Some(FileObject::Gmem(gmem)) => self.process.run(|| gmem.fallocate(mode, offset, size)),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
     /// Gives a range of the guest_memfd back (`FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`).
     ///
     /// # Errors
     /// As the system call.
     pub fn punch_hole(&self, offset: u64, size: u64) -> Result<()> {
-        match self.process.file(self.gmem) {
-            Some(FileObject::Gmem(gmem)) => self.process.run(|| gmem.fallocate(3, offset, size)).map(drop),
-            _ => Err(Errno::EBADF),
-        }
+        self.fallocate(self.gmem, 3, offset, size).map(drop)
     }
 
     fn create_vcpus(&mut self) -> Result<()> {
@@ -259,7 +286,11 @@ impl Vmm {
         Ok(())
     }
 
-    fn set_device_attr(&self, fd: i32, group: u32, attr: u64, payload: u64) -> Result<()> {
+    /// Sets an attribute of a device's file.
+    ///
+    /// # Errors
+    /// As the ioctl.
+    pub fn set_device_attr(&self, fd: i32, group: u32, attr: u64, payload: u64) -> Result<()> {
         let addr = self.scratch + 2048;
         self.process.write(addr, &payload.to_le_bytes())?;
         let mut args = kvm::DeviceAttr { flags: 0, group, attr, addr };
@@ -283,7 +314,11 @@ impl Vmm {
         self.set_device_attr(self.vgic, vgic_attr::GRP_CTRL, vgic_attr::CTRL_INIT, 0)
     }
 
-    fn rme(&self, command: u64, address: u64) -> Result<()> {
+    /// A sub-command of the capability `KVM_CAP_ARM_RME`.
+    ///
+    /// # Errors
+    /// As the ioctl.
+    pub fn rme(&self, command: u64, address: u64) -> Result<()> {
         let mut args = kvm::EnableCap {
             cap: kvm::GENERATION_V2.cap_arm_rme,
             flags: 0,
@@ -383,6 +418,18 @@ impl Vmm {
         let file = self.process.file(self.vcpus[vcpu]).ok_or(Errno::EBADF)?;
         self.process.run(|| file.ioctl(ioctl::RUN, 0))?;
         Ok(self.exit_of(&file))
+    }
+
+    /// Runs a vCPU until it says something to the device: what it stores.
+    ///
+    /// # Panics
+    /// If it ends in another way.
+    #[must_use]
+    pub fn told(&self, vcpu: usize) -> u64 {
+        match self.run(vcpu) {
+            Ok(Exit::Mmio { gpa: DEVICE, write: Some(value), .. }) => value,
+            other => panic!("vCPU {vcpu}: {other:?}, log: {:#?}", self.kernel.machine().log_lines()),
+        }
     }
 
     /// What `struct kvm_run` says.

@@ -9,25 +9,10 @@ use sim::bench::Bench;
 use sim::guest::{Guest, Op};
 use sim::machine::{Machine, Shape};
 use sim::memory::PAGE_SIZE;
-use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
+use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICR, RAM_BASE, SECOND, SHARED, STEPS, Vmm};
 use zerocopy::IntoBytes;
 
-/// The shared alias: the top bit of a 33-bit IPA space.
-const SHARED: u64 = 1 << 32;
-/// The program of the second vCPU.
-const SECOND: u64 = RAM_BASE + 0x100;
 const RAM: u64 = 4 << 20;
-
-fn tell(guest: &Guest, value: u64) {
-    guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value }).unwrap();
-}
-
-fn told(vmm: &Vmm) -> u64 {
-    match vmm.run(0) {
-        Ok(Exit::Mmio { gpa: DEVICE, write: Some(value), .. }) => value,
-        other => panic!("{other:?}"),
-    }
-}
 
 #[test]
 fn flaw_02_a_fault_without_memory_is_an_error_and_loses_no_page() {
@@ -77,13 +62,13 @@ fn flaw_04_what_is_taken_from_one_face_leaves_the_other() {
         guest.write(private, 0x5EC2E7);
         guest.ipa_state_set(shared, shared + PAGE_SIZE, false, true).expect("share");
         guest.write(shared | SHARED, 7);
-        tell(guest, 1);
+        guest.tell(1);
         assert_eq!(guest.read(private), 0x5EC2E7);
         assert_eq!(guest.read(shared | SHARED), 7);
     });
     assert!(matches!(vmm.run(0), Ok(Exit::MemoryFault { private: false, .. })));
     vmm.set_private(shared, PAGE_SIZE, false).unwrap();
-    assert_eq!(told(&vmm), 1);
+    assert_eq!(vmm.told(0), 1);
     let destroyed = bench.system.stats().rmi_calls(fid::DATA_DESTROY);
     let unmapped = bench.system.stats().rmi_calls(fid::RTT_UNMAP_UNPROTECTED);
     // Both already are what they shall be.
@@ -127,7 +112,7 @@ fn flaw_08_every_way_of_taking_memory_away_takes_the_face_that_it_names() {
                     guest.write(page | SHARED, n);
                 }
             }
-            tell(guest, 1);
+            guest.tell(1);
         });
         loop {
             match vmm.run(0) {
@@ -153,19 +138,8 @@ fn flaw_11_more_interrupts_than_list_registers_arrive_for_any_number_of_them() {
         let machine = Machine::boot(Shape { list_registers, ..Shape::default() });
         let bench = Bench::on(machine, kvm::GENERATION_V2);
         let vmm = bench.built(Config::default(), |guest| {
-            guest.execute(Op::Write { ipa: GICD | SHARED, size: 4, value: 0x12 }).unwrap();
-            guest.execute(Op::Write { ipa: (GICD + 0x84) | SHARED, size: 4, value: 0xFFFF_FFFF }).unwrap();
-            // Edges.
-            guest.execute(Op::Write { ipa: (GICD + 0xC08) | SHARED, size: 4, value: 0xAAAA_AAAA }).unwrap();
-            for intid in 32..32 + LINES {
-                guest
-                    .execute(Op::Write { ipa: (GICD + 0x400 + intid) | SHARED, size: 1, value: 0x80 })
-                    .unwrap();
-            }
-            guest
-                .execute(Op::Write { ipa: (GICD + 0x104) | SHARED, size: 4, value: (1 << LINES) - 1 })
-                .unwrap();
-            tell(guest, 1);
+            (32..32 + LINES).for_each(|intid| guest.enable_spi(intid, true));
+            guest.tell(1);
             let mut seen = 0;
             while seen != (1 << LINES) - 1 {
                 let intid = guest.take_interrupt();
@@ -173,7 +147,7 @@ fn flaw_11_more_interrupts_than_list_registers_arrive_for_any_number_of_them() {
                 seen |= 1 << (intid - 32);
             }
         });
-        assert_eq!(told(&vmm), 1);
+        assert_eq!(vmm.told(0), 1);
         for intid in 32..32 + LINES as u32 {
             for level in [1, 0] {
                 let mut line = kvm::IrqLevel { irq: 1 << 24 | intid, level };
@@ -437,19 +411,11 @@ fn flaw_29e_a_cpu_on_that_the_rmm_does_not_complete_is_an_error_and_starts_nobod
     bench.finish(vmm);
 }
 
-fn enable_timer(guest: &Guest) {
-    guest.execute(Op::Write { ipa: GICD | SHARED, size: 4, value: 0x12 }).unwrap();
-    let frame = (GICR + 0x1_0000) | SHARED;
-    guest.execute(Op::Write { ipa: frame + 0x80, size: 4, value: 0xFFFF_FFFF }).unwrap();
-    guest.execute(Op::Write { ipa: frame + 0x400 + 27, size: 1, value: 0x80 }).unwrap();
-    guest.execute(Op::Write { ipa: frame + 0x100, size: 4, value: 1 << 27 }).unwrap();
-}
-
 #[test]
 fn flaw_21_a_timer_alone_ends_wfi() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
-        enable_timer(guest);
+        guest.enable_private(GICR, 0, 27);
         let deadline = guest.counter() + 5_000_000;
         guest.execute(Op::SetTimer { cval: deadline, ctl: 1 }).unwrap();
         assert_eq!(guest.take_interrupt(), 27);
@@ -464,7 +430,7 @@ fn flaw_21_a_timer_alone_ends_wfi() {
 fn flaw_29d_a_timer_alone_ends_cpu_suspend() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
-        enable_timer(guest);
+        guest.enable_private(GICR, 0, 27);
         let deadline = guest.counter() + 5_000_000;
         guest.execute(Op::SetTimer { cval: deadline, ctl: 1 }).unwrap();
         while guest.counter() < deadline {
@@ -484,7 +450,7 @@ fn flaw_23_vmm_and_realm_see_one_page_whatever_the_vmm_does_to_its_mapping() {
         guest.ipa_state_set(ring, ring + 4 * PAGE_SIZE, false, true).expect("share");
         for n in 1..20 {
             guest.write((ring + n % 4 * PAGE_SIZE) | SHARED, n);
-            tell(guest, n);
+            guest.tell(n);
             assert_eq!(guest.read((ring + n % 4 * PAGE_SIZE + 8) | SHARED), n + 100);
         }
     });
@@ -510,11 +476,11 @@ fn flaw_29g_a_destroyed_page_is_reported_and_not_faulted_in_for_ever() {
     let page = RAM_BASE + 0x10_0000;
     let vmm = bench.built(Config::default(), move |guest| {
         guest.write(page, 1);
-        tell(guest, 1);
+        guest.tell(1);
         let _ = guest.execute(Op::Read { ipa: page, size: 8 });
         panic!("the guest read a destroyed page");
     });
-    assert_eq!(told(&vmm), 1);
+    assert_eq!(vmm.told(0), 1);
     vmm.punch_hole(page - RAM_BASE, PAGE_SIZE).unwrap();
     for _ in 0..3 {
         let before = bench.machine.smc_count();

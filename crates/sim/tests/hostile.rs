@@ -3,23 +3,18 @@
 
 use cca_abi::kvm::{self, ioctl, rme};
 use cca_abi::{psci, rsi};
-use kvm_realm::errno::Result;
-use kvm_realm::files::FileObject;
+use kvm_realm::errno::Errno;
 use sim::bench::Bench;
 use sim::guest::{Guest, Op};
 use sim::host::Signal;
+use sim::hostile::{CHANGES, Caller, OTHERS, Random};
 use sim::memory::PAGE_SIZE;
-use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS, Vmm};
+use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, SECOND, SHARED, STEPS, Vmm};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use zerocopy::IntoBytes;
 
-/// The shared alias: the top bit of a 33-bit IPA space.
-const SHARED: u64 = 1 << 32;
 /// RAM of the hostile machines.
 const RAM: u64 = 1 << 20;
-/// The program of vCPUs that others switch on.
-const SECOND: u64 = RAM_BASE + 0x100;
 
 /// The ITS's frames, and where its queue and tables lie in memory that the guest has shared.
 const ITS: u64 = 0x3FD0_0000;
@@ -34,250 +29,37 @@ fn small(vcpus: u32) -> Config {
 /// Things that guests and VMMs have done, for those who run this for long.
 static DONE: AtomicU64 = AtomicU64::new(0);
 
-/// Deterministic random numbers.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 11
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[(self.next() % choices.len() as u64) as usize]
-    }
-
-    fn coin(&mut self) -> bool {
-        self.next() & 1 == 0
-    }
-
-    fn page_of_ram(&mut self) -> u64 {
-        RAM_BASE + self.below(RAM / PAGE_SIZE) * PAGE_SIZE
-    }
+/// Does any ioctl.
+fn fuzz(caller: &mut Caller) {
+    DONE.fetch_add(1, Relaxed);
+    caller.fuzz(&[CHANGES, OTHERS]);
 }
 
-/// One thread of a VMM, with a buffer of its own for arguments.
-struct Thread<'a> {
-    vmm: &'a Vmm,
-    scratch: u64,
-    random: Random,
+/// Pulls memory away under the guest.
+fn disturb_memory(caller: &mut Caller) {
+    let page = caller.random.page(RAM);
+    caller.disturb_memory(page, 40);
 }
 
-impl<'a> Thread<'a> {
-    fn new(vmm: &'a Vmm, seed: u64) -> Self {
-        Self { vmm, scratch: vmm.process.mmap(PAGE_SIZE), random: Random::new(seed) }
-    }
-
-    fn ioctl<T: IntoBytes + zerocopy::Immutable>(&self, fd: i32, command: u32, value: &T) -> Result {
-        self.vmm.process.write(self.scratch, value.as_bytes())?;
-        self.vmm.ioctl_value(fd, command, self.scratch)
-    }
-
-    fn set_private(&self, address: u64, size: u64, private: bool) -> Result {
-        let attributes = if private { kvm::MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
-        let args = kvm::MemoryAttributes { address, size, attributes, flags: 0 };
-        self.ioctl(self.vmm.vm(), ioctl::SET_MEMORY_ATTRIBUTES, &args)
-    }
-
-    fn gmem(&self) -> i32 {
-        self.vmm.vm() + 1
-    }
-
-    fn fallocate(&self, fd: i32, mode: u32, offset: u64, len: u64) {
-        if let Some(FileObject::Gmem(gmem)) = self.vmm.process.file(fd) {
-            let _ = self.vmm.process.run(|| gmem.fallocate(mode, offset, len));
+/// Runs a vCPU, obeying the guest or not, until told to stop. Tells the others to stop when the guest cannot go on:
+/// nobody can give it back a page that it used and that was taken away.
+fn run_vcpu(vmm: &Vmm, seed: u64, vcpu: usize, stop: &AtomicBool) {
+    let mut caller = Caller::new(vmm, seed);
+    let (mut errors, mut faults, mut last) = (0, 0, 0);
+    while !stop.load(SeqCst) {
+        if errors > 20 || faults > 20 {
+            stop.store(true, SeqCst);
+            break;
         }
-    }
-
-    fn slot(&self, slot: u32, base: u64, size: u64, gmem: Option<(i32, u64)>) -> Result {
-        let region = kvm::MemoryRegion2 {
-            slot,
-            flags: if gmem.is_some() { kvm::MEM_GUEST_MEMFD } else { 0 },
-            guest_phys_addr: base,
-            memory_size: size,
-            userspace_addr: self.vmm.ram,
-            guest_memfd_offset: gmem.map_or(0, |(_, offset)| offset),
-            guest_memfd: gmem.map_or(0, |(fd, _)| fd as u32),
-            pad1: 0,
-            pad2: [0; 14],
-        };
-        self.ioctl(self.vmm.vm(), ioctl::SET_USER_MEMORY_REGION2, &region)
-    }
-
-    /// Pulls memory away under the guest, in every way there is.
-    fn disturb_memory(&mut self) {
-        let base = self.random.page_of_ram();
-        let size = (1 + self.random.below(40)) * PAGE_SIZE;
-        match self.random.below(9) {
-            8 => self.vmm.process.discard(self.vmm.ram + (base - RAM_BASE), size.min(RAM_BASE + RAM - base)),
-            0..3 => drop(self.set_private(base, size, self.random.0 & 2 == 0)),
-            3 => self.fallocate(self.gmem(), 3, base - RAM_BASE, size),
-            4 => self.fallocate(self.gmem(), 0, base - RAM_BASE, PAGE_SIZE),
-            5 => {
-                let _ = self.slot(0, 0, 0, None);
-                let _ = self.slot(0, RAM_BASE, RAM, Some((self.gmem(), 0)));
-            }
-            6 => {
-                // A slot without private memory, moved about, also onto others.
-                let base = self.random.of(&[RAM_BASE - RAM, RAM_BASE + RAM, base]);
-                let _ = self.slot(1, base, RAM, None);
-            }
-            _ => drop(self.slot(1, 0, 0, None)),
-        }
-    }
-
-    /// Any ioctl on any file with anything in its argument.
-    fn fuzz(&mut self) {
-        let files = 12;
-        let words = [
-            0,
-            1,
-            2,
-            3,
-            7,
-            8,
-            300,
-            PAGE_SIZE,
-            RAM,
-            RAM_BASE,
-            RAM_BASE + PAGE_SIZE,
-            SHARED - PAGE_SIZE,
-            SHARED,
-            1 << 47,
-            1 << 62,
-            0u64.wrapping_sub(PAGE_SIZE),
-            u64::MAX,
-            self.vmm.ram,
-            self.scratch + 2048,
-            DEVICE,
-            GICD,
-            GICR,
-            0x6030_0000_0010_0040,
-            0x6030_0000_0013_C028,
-            kvm::reg::SVE_VLS,
-            1000,
-        ];
-        let mut argument = [0u32; 256];
-        for pair in argument.chunks_exact_mut(2) {
-            let word = self.random.of(&words);
-            let other = self.random.of(&words);
-            match self.random.below(4) {
-                0 => (pair[0], pair[1]) = (word as u32, other as u32),
-                1 => (pair[0], pair[1]) = (word as u32, self.random.below(12) as u32),
-                2 => (pair[0], pair[1]) = (0, 0),
-                _ => (pair[0], pair[1]) = (word as u32, (word >> 32) as u32),
-            }
-        }
-        let commands = [
-            ioctl::CHECK_EXTENSION,
-            ioctl::CREATE_VCPU,
-            ioctl::SET_USER_MEMORY_REGION,
-            ioctl::SET_USER_MEMORY_REGION2,
-            ioctl::CREATE_GUEST_MEMFD,
-            ioctl::SET_MEMORY_ATTRIBUTES,
-            ioctl::ENABLE_CAP,
-            ioctl::ENABLE_CAP,
-            ioctl::ARM_PREFERRED_TARGET,
-            ioctl::IRQ_LINE,
-            ioctl::CREATE_DEVICE,
-            ioctl::SET_DEVICE_ATTR,
-            ioctl::GET_DEVICE_ATTR,
-            ioctl::HAS_DEVICE_ATTR,
-            ioctl::RUN,
-            ioctl::ARM_VCPU_INIT,
-            ioctl::ARM_VCPU_FINALIZE,
-            ioctl::GET_ONE_REG,
-            ioctl::SET_ONE_REG,
-            ioctl::GET_REG_LIST,
-            ioctl::GET_MP_STATE,
-            ioctl::SET_MP_STATE,
-            ioctl::SET_SIGNAL_MASK,
-            ioctl::GET_VCPU_EVENTS,
-            ioctl::IRQFD,
-            ioctl::IOEVENTFD,
-            ioctl::SET_GSI_ROUTING,
-            ioctl::SIGNAL_MSI,
-            ioctl::REGISTER_COALESCED_MMIO,
-            ioctl::UNREGISTER_COALESCED_MMIO,
-            ioctl::ARM_GET_REG_WRITABLE_MASKS,
-            ioctl::SET_VCPU_EVENTS,
-            kvm::GENERATION_V2.psci_complete,
-            self.random.next() as u32,
-        ];
-        let command = self.random.of(&commands);
-        DONE.fetch_add(1, Relaxed);
-        if command == ioctl::ENABLE_CAP {
-            // cap, flags, args[0] and args[1], most of the time as they should be.
-            let to = self.scratch + 2048;
-            let sub = self.random.below(6) as u32;
-            argument[..6].copy_from_slice(&[300, 0, sub, 0, to as u32, (to >> 32) as u32]);
-        }
-        let _ = self.vmm.process.write(self.scratch, argument.as_bytes());
-        let _ = self.vmm.process.write(self.scratch + 2048, &argument.as_bytes()[512..]);
-        let fd = 3 + self.random.below(files) as i32;
-        let numeric = matches!(command, ioctl::CREATE_VCPU | ioctl::CHECK_EXTENSION | ioctl::RUN);
-        let value = match command {
-            ioctl::RUN => 0,
-            _ if numeric || self.random.below(30) == 0 => self.random.of(&words),
-            _ => self.scratch,
-        };
-        let _ = self.vmm.ioctl_value(fd, command, value);
-        if self.random.below(8) == 0 {
-            let (mode, offset) = (self.random.below(5) as u32, self.random.of(&words));
-            let len = self.random.of(&words);
-            // Not everything there is: the other threads want to get somewhere, too.
-            if mode & 2 != 0 || len <= RAM {
-                self.fallocate(fd, mode, offset, len);
-            }
-        }
-    }
-
-    /// Runs a vCPU, obeying the guest or not, until told to stop. Tells the others to stop when the guest cannot go on:
-    /// nobody can give it back a page that it used and that was taken away.
-    fn run_vcpu(&mut self, vcpu: usize, stop: &AtomicBool) {
-        let (mut errors, mut faults, mut last) = (0, 0, 0);
-        while !stop.load(SeqCst) {
-            if errors > 20 || faults > 20 {
-                stop.store(true, SeqCst);
-                break;
-            }
-            let exit = self.vmm.run(vcpu);
-            let page = if let Ok(Exit::MemoryFault { gpa, .. }) = exit { gpa } else { 0 };
-            faults = if page != 0 && page == last { faults + 1 } else { 0 };
-            last = page;
-            match exit {
-                Ok(Exit::Mmio { write: None, .. }) => {
-                    self.vmm.complete_mmio_read(vcpu, self.random.next());
-                    if self.random.below(4) == 0 {
-                        let mut events: kvm::VcpuEvents = zerocopy::FromZeros::new_zeroed();
-                        events.ext_dabt_pending = 1;
-                        let _ = self.ioctl(self.vmm.vcpus[vcpu], ioctl::SET_VCPU_EVENTS, &events);
-                    }
-                }
-                Ok(Exit::MemoryFault { private, gpa, size }) => match self.random.below(8) {
-                    0 => {}
-                    _ => {
-                        let _ = self.set_private(gpa, size, private);
-                        if !private {
-                            self.fallocate(self.gmem(), 3, gpa.wrapping_sub(RAM_BASE), size);
-                        }
-                    }
-                },
-                Ok(Exit::SystemEvent(_)) => stop.store(true, SeqCst),
-                Err(kvm_realm::Errno::EINTR) => break,
-                Ok(_) => {}
-                Err(_) => errors += 1,
-            }
+        let exit = caller.run(vcpu);
+        let page = if let Ok(Exit::MemoryFault { gpa, .. }) = exit { gpa } else { 0 };
+        faults = if page != 0 && page == last { faults + 1 } else { 0 };
+        last = page;
+        match exit {
+            Ok(Exit::SystemEvent(_)) => stop.store(true, SeqCst),
+            Err(Errno::EINTR) => break,
+            Ok(_) => {}
+            Err(_) => errors += 1,
         }
     }
 }
@@ -325,15 +107,16 @@ fn many_rounds(mut round: impl FnMut(u64)) {
 /// Something that a guest can do to its ITS: registers with sense and without, orders with sense and without.
 fn its_op(random: &mut Random) -> Op {
     let frame = ITS | SHARED;
+    let any = random.word();
     let long = |offset: u64, value| Op::Write { ipa: frame + offset, size: 8, value };
     match random.below(8) {
         0 => Op::Write { ipa: frame, size: 4, value: random.below(4) },
-        1 => long(0x80, random.of(&[1 << 63 | QUEUE, 1 << 63 | QUEUE | 0xFF, QUEUE, random.0])),
+        1 => long(0x80, random.of(&[1 << 63 | QUEUE, 1 << 63 | QUEUE | 0xFF, QUEUE, any])),
         2 => long(0x100, 1 << 63 | TABLES | random.below(0x100)),
         3 => long(0x108, 1 << 63 | TABLES | random.below(0x100)),
         // Up to eight orders.
         4 | 5 => long(0x88, random.below(9) * 32),
-        6 => long(random.below(0x1_0000 / 8) * 8, random.next()),
+        6 => long(random.below(0x1_0000 / 8) * 8, random.bits()),
         _ => Op::Read { ipa: frame + random.below(0x2_0000 / 4) * 4, size: 4 },
     }
 }
@@ -346,7 +129,7 @@ fn its_order(random: &mut Random) -> Op {
         0 => (0, random.of(&[1, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 0xFF]) | few << 32),
         1 => (1, random.below(3) | (8192 + random.below(8)) << 32),
         2 => (2, random.of(&[0, 1 << 63]) | random.below(4) << 16 | few),
-        _ => (random.below(4), random.next()),
+        _ => (random.below(4), random.bits()),
     };
     Op::Write { ipa: (QUEUE + slot * 32 + word * 8) | SHARED, size: 8, value }
 }
@@ -358,13 +141,13 @@ fn hostile_guest(guest: &Guest, seed: u64) {
     let _ = guest.ipa_state_set(QUEUE, QUEUE + 0x2_0000, false, true);
     loop {
         DONE.fetch_add(1, Relaxed);
-        let page = random.page_of_ram();
+        let page = random.page(RAM);
         let size = random.of(&[1, 2, 4, 8]);
         let alias = if random.coin() { SHARED } else { 0 };
         let frame = random.of(&[GICD, GICR, GICR + 0x1_0000, GICR + 0x3_0000, GICR + 0x4_0000]);
         let register = (frame | SHARED) + random.below(0x1_0000 / size) * size;
         let anywhere = random.below(2 * SHARED / 8) * 8;
-        let value = if random.coin() { random.next() << random.below(40) } else { u64::MAX };
+        let value = if random.coin() { random.bits() << random.below(40) } else { u64::MAX };
         let mpidr = random.of(&[0, 1, 2, 3, 0x10, 0x100, 0xFF_00FF_FFFF, u64::MAX]);
         let op = match random.below(20) {
             16 | 17 => its_op(&mut random),
@@ -390,13 +173,12 @@ fn hostile_guest(guest: &Guest, seed: u64) {
                 // One in four is another service of the RMM, with addresses where it wants other things.
                 let other = rsi::fid::VERSION + random.below(12);
                 let fid = if random.below(4) == 0 { other } else { fid };
-                let mut args = [0; 12];
-                args[..5].copy_from_slice(&[fid, base, top, random.below(3), random.below(3)]);
-                Op::Smc(args)
+                Op::smc(&[fid, base, top, random.below(3), random.below(3)])
             }
             12 => {
                 // Seldom: who is off can do no harm.
                 let rest = random.of(&[psci::fid::CPU_SUSPEND_64, psci::fid::CPU_OFF, 0, 0, 0, 0, 0, 0]);
+                let any = random.word();
                 let fid = random.of(&[
                     psci::fid::CPU_ON_64,
                     psci::fid::CPU_ON_64,
@@ -404,12 +186,10 @@ fn hostile_guest(guest: &Guest, seed: u64) {
                     psci::fid::AFFINITY_INFO_64,
                     rest,
                     rsi::fid::HOST_CALL,
-                    random.0,
+                    any,
                 ]);
-                let mut args = [0; 12];
                 let first = if fid == rsi::fid::HOST_CALL { page } else { mpidr };
-                args[..4].copy_from_slice(&[fid, first, SECOND, 7]);
-                Op::Smc(args)
+                Op::smc(&[fid, first, SECOND, 7])
             }
             13 => {
                 // ICC_SGI1R_EL1, ICC_SGI0R_EL1, ICC_ASGI1R_EL1.
@@ -431,10 +211,10 @@ fn memory_pulled_away_under_a_running_guest_is_never_lost() {
         bench.machine.load_program(ENTRY, move |guest| {
             let mut random = Random::new(100 + round);
             loop {
-                let page = random.page_of_ram() | if random.coin() { SHARED } else { 0 };
+                let page = random.page(RAM) | if random.coin() { SHARED } else { 0 };
                 let _ = guest.execute(Op::Write { ipa: page, size: 8, value: 1 });
                 if random.below(8) == 0 {
-                    let base = random.page_of_ram();
+                    let base = random.page(RAM);
                     let ram = random.coin();
                     let _ = guest.ipa_state_set(base, base + 4 * PAGE_SIZE, ram, true);
                 }
@@ -444,17 +224,17 @@ fn memory_pulled_away_under_a_running_guest_is_never_lost() {
         for_a_while(
             Duration::from_millis(300),
             &[
-                &|stop| Thread::new(&vmm, round).run_vcpu(0, stop),
+                &|stop| run_vcpu(&vmm, round, 0, stop),
                 &|stop| {
-                    let mut thread = Thread::new(&vmm, 10 + round);
+                    let mut caller = Caller::new(&vmm, 10 + round);
                     while !stop.load(SeqCst) {
-                        thread.disturb_memory();
+                        disturb_memory(&mut caller);
                     }
                 },
                 &|stop| {
-                    let mut thread = Thread::new(&vmm, 20 + round);
+                    let mut caller = Caller::new(&vmm, 20 + round);
                     while !stop.load(SeqCst) {
-                        thread.disturb_memory();
+                        disturb_memory(&mut caller);
                     }
                 },
             ],
@@ -473,9 +253,9 @@ fn a_guest_may_do_anything() {
         for_a_while(
             Duration::from_millis(300),
             &[
-                &|stop| Thread::new(&vmm, 30 + round).run_vcpu(0, stop),
-                &|stop| Thread::new(&vmm, 40 + round).run_vcpu(1, stop),
-                &|stop| Thread::new(&vmm, 50 + round).run_vcpu(2, stop),
+                &|stop| run_vcpu(&vmm, 30 + round, 0, stop),
+                &|stop| run_vcpu(&vmm, 40 + round, 1, stop),
+                &|stop| run_vcpu(&vmm, 50 + round, 2, stop),
             ],
         );
         bench.finish(vmm);
@@ -501,10 +281,10 @@ fn arbitrary_ioctls_in_any_state_lose_nothing() {
                 let _ = STEPS[step].1(&mut vmm);
                 next = if next + 1 < STEPS.len() { next + 1 } else { 0 };
             }
-            let mut thread = Thread::new(&vmm, seed * 100 + n);
+            let mut caller = Caller::new(&vmm, seed * 100 + n);
             match order.below(3) {
-                0 => thread.fuzz(),
-                1 => thread.disturb_memory(),
+                0 => fuzz(&mut caller),
+                1 => disturb_memory(&mut caller),
                 _ => {}
             }
             if order.below(16) == 0 {
@@ -525,18 +305,18 @@ fn arbitrary_ioctls_while_a_hostile_guest_runs_lose_nothing() {
         let fuzzer = |seed: u64| {
             let vmm = &vmm;
             move |stop: &AtomicBool| {
-                let mut thread = Thread::new(vmm, seed);
+                let mut caller = Caller::new(vmm, seed);
                 while !stop.load(SeqCst) {
-                    thread.fuzz();
-                    thread.disturb_memory();
+                    fuzz(&mut caller);
+                    disturb_memory(&mut caller);
                 }
             }
         };
         for_a_while(
             Duration::from_millis(300),
             &[
-                &|stop| Thread::new(&vmm, 60 + round).run_vcpu(0, stop),
-                &|stop| Thread::new(&vmm, 70 + round).run_vcpu(1, stop),
+                &|stop| run_vcpu(&vmm, 60 + round, 0, stop),
+                &|stop| run_vcpu(&vmm, 70 + round, 1, stop),
                 &fuzzer(80 + round),
                 &fuzzer(90 + round),
             ],
@@ -576,7 +356,7 @@ fn two_vcpus_that_start_at_once_start_one_interrupt_controller() {
     bench.machine.load_program(ENTRY, |guest| {
         guest.write(RAM_BASE + 0x10_0000 - PAGE_SIZE, 1);
     });
-    for round in 0..5 {
+    for _ in 0..5 {
         let mut vmm = bench.vmm(small(2));
         for (name, step) in STEPS {
             // Without CTRL_INIT the first KVM_RUN initialises it.
@@ -584,14 +364,10 @@ fn two_vcpus_that_start_at_once_start_one_interrupt_controller() {
                 let mut args =
                     kvm::CreateDevice { device_type: kvm::device_type::ARM_VGIC_V3, fd: 0, flags: 0 };
                 vmm.ioctl(vmm.vm(), ioctl::CREATE_DEVICE, &mut args).unwrap();
-                let thread = Thread::new(&vmm, round);
                 for (attr, address) in
                     [(kvm::vgic_attr::ADDR_DIST, GICD), (kvm::vgic_attr::ADDR_REDIST, GICR)]
                 {
-                    let addr = thread.scratch + 2048;
-                    vmm.process.write(addr, &address.to_le_bytes()).unwrap();
-                    let args = kvm::DeviceAttr { flags: 0, group: kvm::vgic_attr::GRP_ADDR, attr, addr };
-                    thread.ioctl(args_fd(&vmm), ioctl::SET_DEVICE_ATTR, &args).unwrap();
+                    vmm.set_device_attr(args.fd as i32, kvm::vgic_attr::GRP_ADDR, attr, address).unwrap();
                 }
                 continue;
             }
@@ -600,11 +376,6 @@ fn two_vcpus_that_start_at_once_start_one_interrupt_controller() {
         vmm.run_all(&|_, _| 0);
         bench.finish(vmm);
     }
-}
-
-/// The vGIC's file: the one after the vCPUs.
-fn args_fd(vmm: &Vmm) -> i32 {
-    vmm.vcpus[vmm.vcpus.len() - 1] + 1
 }
 
 #[test]
@@ -630,17 +401,11 @@ fn realm_commands_in_the_wrong_order_change_nothing() {
     let bench = Bench::new();
     bench.machine.load_program(ENTRY, |_| {});
     let vmm = bench.ready(small(1));
-    let thread = Thread::new(&vmm, 1);
+    let argument = vmm.process.mmap(PAGE_SIZE);
     for sub in
         [rme::CONFIG_REALM, rme::CREATE_RD, rme::INIT_IPA_REALM, rme::POPULATE_REALM, rme::ACTIVATE_REALM, 5]
     {
-        let args = kvm::EnableCap {
-            cap: kvm::GENERATION_V2.cap_arm_rme,
-            flags: 0,
-            args: [sub, thread.scratch + 2048, 0, 0],
-            pad: [0; 64],
-        };
-        assert!(thread.ioctl(vmm.vm(), ioctl::ENABLE_CAP, &args).is_err(), "sub-command {sub}");
+        assert!(vmm.rme(sub, argument).is_err(), "sub-command {sub}");
     }
     assert_eq!(vmm.run_to_end(0, &|_, _| 0), Ok(1));
     bench.finish(vmm);

@@ -3,28 +3,11 @@
 use cca_abi::kvm::{self, cap, event as irq, ioctl};
 use kvm_realm::errno::Errno;
 use sim::bench::Bench;
-use sim::guest::{Guest, Op};
-use sim::vmm::{Config, DEVICE, Exit, GICD, RAM_BASE, Vmm};
+use sim::guest::Op;
+use sim::vmm::{Config, DEVICE, Exit, RAM_BASE, SHARED, Vmm};
 
-/// The shared alias: the top bit of a 33-bit IPA space.
-const SHARED: u64 = 1 << 32;
 /// A device that has no eventfds.
 const PLAIN: u64 = DEVICE + 0x1000;
-
-fn store(guest: &Guest, address: u64, size: u64, value: u64) {
-    guest.execute(Op::Write { ipa: address | SHARED, size, value }).unwrap();
-}
-
-/// Makes an SPI one of group 1 that vCPU 0 takes.
-fn enable_spi(guest: &Guest, intid: u64, edge: bool) {
-    store(guest, GICD, 4, 0x12);
-    store(guest, GICD + 0x80 + intid / 32 * 4, 4, 0xFFFF_FFFF);
-    store(guest, GICD + 0x400 + intid, 1, 0x80);
-    store(guest, GICD + 0xC00 + intid / 16 * 4, 4, if edge { 2 << (intid % 16 * 2) } else { 0 });
-    store(guest, GICD + 0x100 + intid / 32 * 4, 4, 1 << (intid % 32));
-    // Affinity 0.0.0.0, which is also the reset value.
-    store(guest, GICD + 0x6000 + intid * 8, 8, 0);
-}
 
 fn irqfd(vmm: &Vmm, fd: i32, gsi: u32, resamplefd: Option<i32>) -> kvm_realm::Result {
     let flags = if resamplefd.is_some() { irq::IRQFD_RESAMPLE } else { 0 };
@@ -68,15 +51,15 @@ fn pin(gsi: u32, pin: u32) -> kvm::IrqRoutingEntry {
 fn a_store_rings_its_doorbell_and_no_other_and_the_vmm_does_not_hear_of_it() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
-        store(guest, DEVICE, 4, 1);
-        store(guest, DEVICE, 4, 0xFFFF_0000_0000_0002);
-        store(guest, DEVICE, 4, 2);
-        store(guest, DEVICE, 2, 2);
-        store(guest, DEVICE + 8, 1, 9);
-        store(guest, DEVICE + 8, 8, 10);
+        guest.store(DEVICE, 4, 1);
+        guest.store(DEVICE, 4, 0xFFFF_0000_0000_0002);
+        guest.store(DEVICE, 4, 2);
+        guest.store(DEVICE, 2, 2);
+        guest.store(DEVICE + 8, 1, 9);
+        guest.store(DEVICE + 8, 8, 10);
         // Neither this value, nor this length, nor a load.
-        store(guest, DEVICE, 4, 3);
-        store(guest, DEVICE, 1, 2);
+        guest.store(DEVICE, 4, 3);
+        guest.store(DEVICE, 1, 2);
         guest.execute(Op::Read { ipa: (DEVICE + 8) | SHARED, size: 8 }).unwrap();
     });
     let events: Vec<i32> = (0..4).map(|_| vmm.process.eventfd()).collect();
@@ -115,9 +98,9 @@ fn a_store_rings_its_doorbell_and_no_other_and_the_vmm_does_not_hear_of_it() {
 fn a_doorbell_that_was_taken_away_is_an_ordinary_store_again() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
-        store(guest, DEVICE, 4, 1);
-        store(guest, PLAIN, 4, 0);
-        store(guest, DEVICE, 4, 1);
+        guest.store(DEVICE, 4, 1);
+        guest.store(PLAIN, 4, 0);
+        guest.store(DEVICE, 4, 1);
     });
     let fd = vmm.process.eventfd();
     assert_eq!(doorbell(&vmm, fd, DEVICE, 4, None, 0), Ok(0));
@@ -139,15 +122,15 @@ fn a_doorbell_that_was_taken_away_is_an_ordinary_store_again() {
 fn an_irqfd_interrupts_a_sleeping_vcpu_once_for_each_signal() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
-        enable_spi(guest, 40, true);
-        enable_spi(guest, 41, false);
+        guest.enable_spi(40, true);
+        guest.enable_spi(41, false);
         for _ in 0..20 {
-            store(guest, PLAIN, 4, 40);
+            guest.store(PLAIN, 4, 40);
             assert_eq!(guest.take_interrupt(), 40);
-            store(guest, PLAIN, 4, 41);
+            guest.store(PLAIN, 4, 41);
             assert_eq!(guest.take_interrupt(), 41, "a level triggered one is pulsed");
         }
-        store(guest, PLAIN, 4, 0);
+        guest.store(PLAIN, 4, 0);
         assert_eq!(guest.execute(Op::Acknowledge).unwrap()[0], 1023, "and not more often");
     });
     let edge = vmm.process.eventfd();
@@ -181,14 +164,14 @@ fn an_irqfd_interrupts_a_sleeping_vcpu_once_for_each_signal() {
 fn a_resampled_irqfd_falls_with_the_end_of_its_interrupt_and_says_so() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
-        enable_spi(guest, 45, false);
+        guest.enable_spi(45, false);
         for round in 0..3 {
-            store(guest, PLAIN, 4, 1);
+            guest.store(PLAIN, 4, 1);
             assert_eq!(guest.take_interrupt(), 45, "round {round}");
             // An exit: the host learns of the end.
-            store(guest, PLAIN, 4, 2);
+            guest.store(PLAIN, 4, 2);
         }
-        store(guest, PLAIN, 4, 3);
+        guest.store(PLAIN, 4, 3);
         assert_eq!(guest.execute(Op::Acknowledge).unwrap()[0], 1023, "the line has fallen");
     });
     let fd = vmm.process.eventfd();
@@ -216,10 +199,10 @@ fn a_resampled_irqfd_falls_with_the_end_of_its_interrupt_and_says_so() {
 fn irqfds_follow_their_routes_and_leave_when_told() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
-        enable_spi(guest, 40, true);
-        enable_spi(guest, 50, true);
+        guest.enable_spi(40, true);
+        guest.enable_spi(50, true);
         for step in 1..=4 {
-            store(guest, PLAIN, 4, step);
+            guest.store(PLAIN, 4, step);
             let intid = guest.execute(Op::Acknowledge).unwrap()[0];
             assert_eq!(intid, [40, 50, 1023, 1023][step as usize - 1], "step {step}");
             if intid != 1023 {
@@ -287,10 +270,10 @@ fn files_may_close_in_any_order_under_eventfds() {
 fn signals_and_routes_race_with_a_running_vcpu_without_losing_the_last_one() {
     let bench = Bench::new();
     let vmm = bench.built(Config { vcpus: 1, ..Config::default() }, |guest| {
-        enable_spi(guest, 40, true);
+        guest.enable_spi(40, true);
         guest.write(RAM_BASE + 0x3000, 0);
         for round in 0..200 {
-            store(guest, DEVICE, 4, round);
+            guest.store(DEVICE, 4, round);
             assert_eq!(guest.take_interrupt(), 40);
         }
     });

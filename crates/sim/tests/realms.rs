@@ -2,15 +2,13 @@
 
 use cca_abi::rsi;
 use sim::bench::Bench;
-use sim::guest::{Guest, Op};
+use sim::guest::Op;
 use sim::host::Signal;
 use sim::machine::{Machine, Shape};
 use sim::memory::{DRAM_BASE, PAGE_SIZE, Pas};
-use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, STEPS};
+use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICR, RAM_BASE, SECOND, SHARED, STEPS};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The shared alias: the top bit of a 33-bit IPA space.
-const SHARED: u64 = 1 << 32;
 /// RAM behind the populated image.
 const FREE_RAM: u64 = RAM_BASE + 3 * PAGE_SIZE;
 
@@ -42,7 +40,7 @@ fn a_realm_lives_and_gives_everything_back() {
         // A device, through the shared alias.
         let read = guest.execute(Op::Read { ipa: DEVICE | SHARED, size: 4 }).unwrap()[0];
         assert_eq!(read, 0x1234);
-        guest.execute(Op::Write { ipa: DEVICE | SHARED | 8, size: 1, value: 0xAB }).unwrap();
+        guest.store(DEVICE + 8, 1, 0xAB);
     });
     assert_eq!(vmm.has_realms(), Ok(true));
     let stored = AtomicU64::new(0);
@@ -91,7 +89,7 @@ fn two_mebibytes_become_a_block_and_are_split_when_a_part_is_taken() {
         for n in 0..512 {
             guest.write(block + n * 77 % 512 * PAGE_SIZE, n * 77 % 512);
         }
-        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
+        guest.tell(1);
         for n in 0..512 {
             assert_eq!(guest.read(block + n * PAGE_SIZE), n, "in the block");
         }
@@ -127,7 +125,7 @@ fn a_page_can_be_shared_and_taken_back() {
         guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("share");
         guest.write(page | SHARED, 0x0006_E110);
         // The VMM answers through the same page.
-        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
+        guest.tell(1);
         assert_eq!(guest.read(page | SHARED), 0xA125);
         // The private alias is gone.
         assert!(guest.execute(Op::Read { ipa: page, size: 8 }).is_err());
@@ -151,16 +149,14 @@ fn what_the_vmm_discards_is_gone_for_both_and_private_memory_stays() {
     let bench = Bench::new();
     let page = RAM_BASE + 0x10_0000;
     let private = page + PAGE_SIZE;
-    let tell =
-        |guest: &Guest, n| guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: n }).unwrap();
     let vmm = bench.built(Config::default(), move |guest| {
         guest.ipa_state_set(page, page + PAGE_SIZE, false, true).expect("share");
         guest.write(private, 0x5EC2E7);
         guest.write(page | SHARED, 1);
-        let _ = tell(guest, 1);
+        guest.tell(1);
         assert_eq!(guest.read(page | SHARED), 0, "the page that the VMM has now");
         guest.write(page | SHARED, 2);
-        let _ = tell(guest, 2);
+        guest.tell(2);
         assert_eq!(guest.read(private), 0x5EC2E7);
     });
     let shared = vmm.ram + 0x10_0000;
@@ -288,24 +284,12 @@ fn a_vmm_killed_while_its_guest_runs_leaves_nothing_behind() {
     bench.finish(vmm);
 }
 
-/// The second vCPU's program.
-const SECOND: u64 = RAM_BASE + 0x100;
-
-fn gic_enable(guest: &Guest, vcpu: u64, intid: u64) {
-    guest.execute(Op::Write { ipa: GICD | SHARED, size: 4, value: 0x12 }).unwrap();
-    let sgi_frame = (GICR + vcpu * 0x2_0000 + 0x1_0000) | SHARED;
-    // Group 1, priority 0, enabled.
-    guest.execute(Op::Write { ipa: sgi_frame + 0x80, size: 4, value: 0xFFFF_FFFF }).unwrap();
-    guest.execute(Op::Write { ipa: sgi_frame + 0x400 + intid, size: 1, value: 0x80 }).unwrap();
-    guest.execute(Op::Write { ipa: sgi_frame + 0x100, size: 4, value: 1 << intid }).unwrap();
-}
-
 #[test]
 fn a_second_vcpu_starts_and_answers_an_interrupt() {
     let bench = Bench::new();
     bench.machine.load_program(SECOND, |guest| {
         assert_eq!(guest.x0, 77);
-        gic_enable(guest, 1, 3);
+        guest.enable_private(GICR, 1, 3);
         guest.write(FREE_RAM, 1);
         assert_eq!(guest.take_interrupt(), 3);
         guest.write(FREE_RAM, 2);
@@ -328,47 +312,12 @@ fn a_second_vcpu_starts_and_answers_an_interrupt() {
 }
 
 #[test]
-fn an_idle_vcpu_wakes_for_its_timer() {
-    let bench = Bench::new();
-    let vmm = bench.built(Config::default(), |guest| {
-        gic_enable(guest, 0, 27);
-        let start = guest.counter();
-        guest.execute(Op::SetTimer { cval: start + 1_000_000, ctl: 1 }).unwrap();
-        assert_eq!(guest.take_interrupt(), 27);
-        assert!(guest.counter() >= start + 1_000_000);
-        guest.execute(Op::SetTimer { cval: 0, ctl: 0 }).unwrap();
-    });
-    assert_eq!(vmm.run_to_end(0, &no_device), Ok(1));
-    bench.finish(vmm);
-}
-
-#[test]
 fn an_access_where_nothing_is_reaches_the_vmm_as_a_device_access() {
     let bench = Bench::new();
     let vmm = bench.built(Config::default(), |guest| {
         let _ = guest.execute(Op::Read { ipa: 0x0200_0000 | SHARED, size: 8 });
     });
     assert_eq!(vmm.run(0), Ok(Exit::Mmio { gpa: 0x0200_0000, len: 8, write: None }));
-    bench.finish(vmm);
-}
-
-#[test]
-fn a_realm_whose_memory_the_host_took_away_cannot_go_on_unnoticed() {
-    let bench = Bench::new();
-    let page = RAM_BASE + 0x10_0000;
-    let vmm = bench.built(Config::default(), move |guest| {
-        guest.write(page, 1);
-        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value: 1 }).unwrap();
-        // Destroyed by the host: neither the old contents nor zeroes may appear.
-        let _ = guest.execute(Op::Read { ipa: page, size: 8 });
-        panic!("the guest read a destroyed page");
-    });
-    assert!(matches!(vmm.run(0), Ok(Exit::Mmio { .. })));
-    vmm.punch_hole(0x10_0000, PAGE_SIZE).unwrap();
-    match vmm.run(0) {
-        Ok(Exit::MemoryFault { gpa, .. }) => assert_eq!(gpa, page),
-        other => assert!(other.is_err(), "{other:?}"),
-    }
     bench.finish(vmm);
 }
 
@@ -380,45 +329,30 @@ fn a_realm_has_as_many_vcpus_as_the_rmm_allows_and_an_interrupt_reaches_each() {
     let count = bench.system.max_vcpus();
     // The RMM would allow 1023.
     assert_eq!(count, 512);
-    let enable = |guest: &Guest, vcpu: u64| {
-        let frame = (FRAMES + vcpu * 0x2_0000 + 0x1_0000) | SHARED;
-        guest.execute(Op::Write { ipa: frame + 0x80, size: 4, value: 0xFFFF_FFFF }).unwrap();
-        guest.execute(Op::Write { ipa: frame + 0x403, size: 1, value: 0x80 }).unwrap();
-        guest.execute(Op::Write { ipa: frame + 0x100, size: 4, value: 1 << 3 }).unwrap();
-    };
-    let tell = |guest: &Guest, value: u64| {
-        guest.execute(Op::Write { ipa: DEVICE | SHARED, size: 8, value }).unwrap();
-    };
-    const SECOND: u64 = RAM_BASE + 0x100;
     bench.machine.load_program(SECOND, move |guest| {
-        enable(guest, guest.x0);
-        tell(guest, guest.x0);
+        guest.enable_private(FRAMES, guest.x0, 3);
+        guest.tell(guest.x0);
         assert_eq!(guest.take_interrupt(), 3);
-        tell(guest, 1000 + guest.x0);
+        guest.tell(1000 + guest.x0);
         guest.smc(&[cca_abi::psci::fid::CPU_OFF]);
     });
     let config = Config { vcpus: count, gicr: FRAMES, ..Config::default() };
     let last = u64::from(count) - 1;
     let mpidr = |n: u64| n & 0xF | (n >> 4 & 0xFF) << 8;
     let vmm = bench.built(config, move |guest| {
-        guest.execute(Op::Write { ipa: GICD | SHARED, size: 4, value: 0x12 }).unwrap();
         for n in 1..=last {
             assert_eq!(guest.cpu_on(mpidr(n), SECOND, n), 0, "vCPU {n}");
         }
         assert_ne!(guest.cpu_on(mpidr(last + 1), SECOND, 0), 0, "one more");
-        tell(guest, 0);
+        guest.tell(0);
         // An SGI to all others.
         let iss = 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
         guest.execute(Op::WriteSysreg { iss, value: 1 << 40 | 3 << 24 }).unwrap();
-        tell(guest, 1000);
+        guest.tell(1000);
     });
-    let told = |vcpu: usize| match vmm.run(vcpu) {
-        Ok(Exit::Mmio { write: Some(value), .. }) => value,
-        other => panic!("vCPU {vcpu}: {other:?}, {:#?}", bench.machine.log_lines()),
-    };
     for round in [0, 1000] {
         for vcpu in 0..count as usize {
-            assert_eq!(told(vcpu), round + vcpu as u64);
+            assert_eq!(vmm.told(vcpu), round + vcpu as u64);
         }
     }
     assert_eq!(vmm.run(0), Ok(Exit::SystemEvent(1)));
@@ -436,7 +370,7 @@ fn memory_can_be_faulted_in_before_the_guest_touches_it() {
     bench.machine.load_program(ENTRY, move |guest| {
         guest.write(at, 1);
         guest.write(at + 3 * PAGE_SIZE, 1);
-        guest.execute(Op::Write { ipa: shared | SHARED, size: 8, value: 7 }).unwrap();
+        guest.write(shared | SHARED, 7);
     });
     let pre_fault = |vmm: &sim::vmm::Vmm, gpa, size, flags| {
         let mut args = kvm::PreFaultMemory { gpa, size, flags, padding: [0; 5] };
