@@ -149,6 +149,9 @@ pub(crate) struct RunArgs {
     /// Write stage events as JSON lines to this file descriptor
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) events_fd: Option<i32>,
+    /// With --report: read from this file descriptor whether the Realm may go on
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) verdict_fd: Option<i32>,
     /// With --exec: write the guest's console to this file, up to 64 MiB
     #[arg(long, value_name = "FILE")]
     pub(crate) console_log: Option<PathBuf>,

@@ -13,7 +13,7 @@ use clap::{Arg, ArgAction, Args, CommandFactory as _, FromArgMatches as _};
 use crate::args::Cli;
 
 /// Flags that are no keys: a file names no file, and the rest is for programs.
-const NO_KEYS: &[&str] = &["config", "help", "ready-fd", "events-fd"];
+const NO_KEYS: &[&str] = &["config", "help", "ready-fd", "events-fd", "verdict-fd"];
 
 /// `realm completions`.
 #[derive(Args, Debug, Clone)]

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | init → VMM | `kvm-realm-init 3`: init runs and listens |
 //! | VMM → init | if somebody wants to know: `report NONCE`, in hexadecimal digits |
-//! | init → VMM | `token TOKEN`, in base64, or `no-token REASON` |
+//! | init → VMM | `token TOKEN`, in base64, or `no-token REASON`; then it waits for the verdict, which is the next line |
 //! | VMM → init | `exec COMMAND`, in base64, or `shell`; `off` if the token was all that was wanted |
 //! | init → VMM | `status N`: the command ended, and everything that it printed is on its way |
 //! | VMM → init | `off`: everything has arrived, the machine may go |
@@ -93,11 +93,8 @@ impl Control {
                     reply.extend(self.request.line());
                 }
             } else if let (true, Some(answer)) = (self.reporting, token(&line)) {
-                // Init need not wait for a verdict: it is the host that wants to know, and no host can keep a Realm from
-                // doing what is in it.
                 self.reporting = false;
                 events.push(Event::Token(answer));
-                reply.extend(self.request.line());
             } else if let (true, false, Some(status)) = (self.ready, self.done, line.strip_prefix(b"status "))
             {
                 self.done = true;
@@ -112,7 +109,9 @@ impl Control {
 }
 
 impl Request {
-    fn line(&self) -> Vec<u8> {
+    /// The line that asks for it: what init gets when it has greeted or, if it was to report, when its token was judged.
+    #[must_use]
+    pub fn line(&self) -> Vec<u8> {
         match self {
             Self::Exec(command) => format!("exec {}\n", base64(command.as_bytes())),
             Self::Shell => "shell\n".to_owned(),
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_comes_before_the_command() {
+    fn a_report_comes_first_and_the_command_is_left_to_who_judges_it() {
         for (line, answer) in
             [("token AAAA", Ok("AAAA".to_owned())), ("no-token no driver", Err("no driver".to_owned()))]
         {
@@ -188,7 +187,7 @@ mod tests {
             let greeted = control.receive(b"kvm-realm-init 3\n");
             assert_eq!(greeted, (vec![Event::Ready], b"report c0ffee\n".to_vec()));
             let reported = control.receive(format!("{line}\n").as_bytes());
-            assert_eq!(reported, (vec![Event::Token(answer)], b"exec dW5hbWUgLWE=\n".to_vec()));
+            assert_eq!(reported, (vec![Event::Token(answer)], vec![]));
             assert_eq!(control.receive(b"token again\n"), (vec![], vec![]));
             assert_eq!(control.receive(b"status 0\n").0, [Event::Status(0)]);
         }

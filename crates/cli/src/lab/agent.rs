@@ -11,12 +11,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::protocol::{Event, Io, Request, encode, port};
+use super::protocol::{Event, Io, Request, VERDICT_FD, encode, port};
 
 /// Where the host initramfs puts the module.
 const MODULE: &str = "/kvm_realm.ko";
@@ -49,6 +49,7 @@ pub(crate) fn serve() -> Result<u8> {
     let tunnel = open_port(port::TUNNEL)?;
     let accept = || crate::life::socket::connect(Path::new(crate::life::owner::INNER_SOCKET));
     crate::life::tunnel::Tunnel::start(tunnel.try_clone()?, tunnel, Some(Box::new(accept)));
+    let verdict: Verdict = Arc::default();
     let mut requests = BufReader::new(port);
     let mut line = String::new();
     loop {
@@ -60,10 +61,16 @@ pub(crate) fn serve() -> Result<u8> {
         }
         match serde_json::from_str(&line) {
             Ok(Request::PowerOff) => power_off(),
+            Ok(Request::Go) => {
+                // A program that has ended meanwhile needs no verdict.
+                let way = verdict.lock().ok().and_then(|mut verdict| verdict.take());
+                let _ = way.map(|mut way| way.write_all(b"\n"));
+            }
             Ok(Request::Start { argv, io, module, events, size }) => {
-                let control = control.clone();
+                let (control, verdict) = (control.clone(), verdict.clone());
+                let verdict = events.then_some(verdict);
                 std::thread::spawn(move || {
-                    let event = start(&control, &argv, io, module, events, size).unwrap_or_else(|error| {
+                    let event = start(&control, &argv, io, module, verdict, size).unwrap_or_else(|error| {
                         control.send(&Event::Error { layer: "host".to_owned(), error: format!("{error:#}") });
                         Event::Exit { status: 125, stdout_bytes: 0 }
                     });
@@ -78,13 +85,16 @@ pub(crate) fn serve() -> Result<u8> {
     }
 }
 
-/// Runs one program to its end.
+/// The way to the program that waits for a verdict on its Realm's token.
+type Verdict = Arc<Mutex<Option<File>>>;
+
+/// Runs one program to its end. With a place for its `verdict` it is one that tells events.
 fn start(
     control: &Control,
     argv: &[String],
     io: Io,
     module: bool,
-    events: bool,
+    verdict: Option<Verdict>,
     size: Option<(u16, u16)>,
 ) -> Result<Event> {
     if module {
@@ -103,22 +113,15 @@ fn start(
     let mut done = Vec::new();
     let copied = Arc::new(AtomicU64::new(0));
 
-    let event_pipe = if events { Some(pipe()?) } else { None };
-    if let Some((_, writer)) = &event_pipe {
+    // What the program tells, and the ends of pipes that are its own.
+    let (mut told, mut given) = (None, Vec::new());
+    if let Some(verdict) = verdict {
+        let ((reader, writer), (answer, way)) = (pipe()?, pipe()?);
         command.args(["--events-fd", &EVENTS_FD.to_string()]);
-        let raw = writer.as_raw_fd();
-        // SAFETY: between fork and exec only dup2 and fcntl are called, which are async-signal-safe; `writer`
-        // outlives the call of spawn.
-        unsafe {
-            command.pre_exec(move || {
-                let result = if raw == EVENTS_FD {
-                    libc::fcntl(raw, libc::F_SETFD, 0)
-                } else {
-                    libc::dup2(raw, EVENTS_FD)
-                };
-                if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-            });
-        }
+        pass(&mut command, [(writer.as_raw_fd(), EVENTS_FD), (answer.as_raw_fd(), VERDICT_FD)]);
+        told = Some(File::from(reader));
+        given.extend([writer, answer]);
+        *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(way.into());
     }
     match io {
         Io::Exec => command.stdin(open_port(port::STDIN)?).stdout(Stdio::piped()).stderr(Stdio::piped()),
@@ -136,11 +139,10 @@ fn start(
     };
     let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     drop(command);
-
-    if let Some((reader, writer)) = event_pipe {
-        drop(writer);
+    drop(given);
+    if let Some(told) = told {
         let control = control.clone();
-        done.push(relay(move || relay_events(File::from(reader), &control)));
+        done.push(relay(move || relay_events(told, &control)));
     }
     if let Some(errors) = child.stderr.take() {
         let control = control.clone();
@@ -281,14 +283,34 @@ fn own_session(command: &mut Command) {
     }
 }
 
+/// Gives descriptors to a program, each with the number that it has to have there.
+fn pass(command: &mut Command, descriptors: [(i32, i32); 2]) {
+    // SAFETY: between fork and exec only dup2 is called, which is async-signal-safe; whoever owns the descriptors keeps
+    // them until the program was started, and if not, dup2 refuses them.
+    unsafe {
+        command.pre_exec(move || {
+            let given = descriptors.iter().all(|(ours, its)| libc::dup2(*ours, *its) >= 0);
+            if given { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+}
+
+/// A pipe whose ends have higher numbers than those that programs are given.
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
-    let mut ends = [0; 2];
-    // SAFETY: pipe2 writes two descriptors, which nobody else owns.
+    let (mut ends, mut high) = ([0; 2], [-1; 2]);
+    // SAFETY: pipe2 writes two descriptors, which nobody else owns, and fcntl makes another of each.
     unsafe {
         if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
             return Err(std::io::Error::last_os_error()).context("cannot make a pipe");
         }
-        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+        let ends = ends.map(|end| OwnedFd::from_raw_fd(end));
+        for (high, end) in high.iter_mut().zip(&ends) {
+            *high = libc::fcntl(end.as_raw_fd(), libc::F_DUPFD_CLOEXEC, VERDICT_FD + 1);
+            if *high < 0 {
+                return Err(std::io::Error::last_os_error()).context("cannot make a pipe");
+            }
+        }
+        Ok((OwnedFd::from_raw_fd(high[0]), OwnedFd::from_raw_fd(high[1])))
     }
 }
 

@@ -149,7 +149,8 @@ fn boot_realm(
 /// Has the Realm report for a check.
 pub(crate) fn ask_for_token(job: &mut Job, check: &Check) {
     if let Some(argv) = &mut job.argv {
-        argv.extend(["--report".to_owned(), check.nonce().to_owned()]);
+        let verdict = protocol::VERDICT_FD.to_string();
+        argv.extend(["--report", check.nonce(), "--verdict-fd", &verdict].map(str::to_owned));
     }
 }
 
@@ -298,7 +299,7 @@ pub(crate) fn execute(config: &Config, job: &Job, timeline: &mut Timeline) -> Re
 }
 
 /// The same in a run directory that is there already.
-fn execute_in(
+pub(crate) fn execute_in(
     directory: &Path,
     config: &Config,
     job: &Job,
@@ -411,6 +412,8 @@ fn realm_argv(args: &RunArgs) -> Result<Vec<String>> {
         ("--verbose", args.verbose),
         ("--no-seccomp", args.no_seccomp),
         ("--attest", args.launch.attest),
+        // What is to be compared, is compared here.
+        ("--no-check", !args.launch.attest),
         ("--plain", args.plain),
     ] {
         argv.extend(wanted.then(|| flag.to_owned()));

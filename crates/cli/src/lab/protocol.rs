@@ -24,6 +24,9 @@ pub(crate) mod port {
     }
 }
 
+/// The program's file descriptor for the verdict on its Realm's token.
+pub(crate) const VERDICT_FD: i32 = 4;
+
 /// From the developer's machine to the agent.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(tag = "request", rename_all = "kebab-case")]
@@ -36,11 +39,13 @@ pub(crate) enum Request {
         io: Io,
         /// Whether to load the kernel module first.
         module: bool,
-        /// Whether to pass `--events-fd`, and to relay what comes from there.
+        /// Whether to pass `--events-fd` and relay what comes from there, with [`VERDICT_FD`] as the way back.
         events: bool,
         /// Rows and columns of the user's terminal.
         size: Option<(u16, u16)>,
     },
+    /// The Realm that the program runs is the right one.
+    Go,
     /// Switch the machine off now.
     PowerOff,
 }

@@ -342,7 +342,7 @@ impl Session<'_> {
             Event::Module => self.reached("module"),
             Event::Stage { stage, .. } => self.reached(&stage),
             Event::Note { value } => {
-                self.judge(&value);
+                self.judge(&value)?;
                 self.outcome.notes.push(value);
             }
             Event::Log { text } => {
@@ -376,22 +376,27 @@ impl Session<'_> {
     }
 
     /// Looks at the Realm's token, if that is what a note is about.
-    fn judge(&mut self, note: &serde_json::Value) {
-        let Some(check) = &self.job.check else { return };
+    fn judge(&mut self, note: &serde_json::Value) -> Result<()> {
+        let Some(check) = &self.job.check else { return Ok(()) };
         let text = |key: &str| note.get(key).and_then(|value| value.as_str());
         let answer = match (text("token"), text("no_token")) {
             (Some(token), _) => Ok(token),
             (None, Some(why)) => Err(why),
-            (None, None) => return,
+            (None, None) => return Ok(()),
         };
         match check.judge(answer) {
-            Verdict::Go(text) if self.job.progress => launch::say(&text),
-            Verdict::Go(_) => {}
+            Verdict::Go(text) => {
+                if self.job.progress {
+                    launch::say(&text);
+                }
+                return self.send(&Request::Go);
+            }
             Verdict::Stop(why) if self.failure.is_none() => {
                 self.failure = Some((Instant::now(), "RMM".to_owned(), why));
             }
             Verdict::Stop(_) => {}
         }
+        Ok(())
     }
 
     fn send(&mut self, request: &Request) -> Result<()> {

@@ -45,8 +45,8 @@ pub(crate) struct LaunchArgs {
     /// measured
     #[arg(long, value_name = "FILE")]
     pub(crate) dtb: Option<PathBuf>,
-    /// Fetch a token for this nonce and pass it on as an event
-    #[arg(long, value_name = "HEX", hide = true, requires = "events_fd")]
+    /// Fetch a token for this nonce, pass it on as an event, and leave the verdict to whoever gets it
+    #[arg(long, value_name = "HEX", hide = true, requires_all = ["events_fd", "verdict_fd"])]
     pub(crate) report: Option<String>,
 }
 

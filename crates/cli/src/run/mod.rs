@@ -52,6 +52,8 @@ pub(crate) struct RunOptions {
     pub(crate) exec: Option<String>,
     /// Where stage events go, one JSON object per line.
     pub(crate) events_fd: Option<RawFd>,
+    /// Where the verdict on a token comes from that was passed on as an event.
+    pub(crate) verdict_fd: Option<RawFd>,
     /// A file that receives everything the guest prints on its console.
     pub(crate) console_log: Option<PathBuf>,
     /// Show the guest's console on stderr when a command is executed.
@@ -97,6 +99,7 @@ impl Default for RunOptions {
             cpus: 1,
             exec: None,
             events_fd: None,
+            verdict_fd: None,
             console_log: None,
             verbose: false,
             plain: false,
@@ -174,11 +177,10 @@ fn run(opts: &RunOptions, events: &Events, owner: &mut Owner) -> anyhow::Result<
     Ok(status)
 }
 
-/// Predicts the measurement, if somebody wants to know: whoever has our events may do so itself.
+/// Predicts the measurement, unless nobody wants to know, or whoever gets the token does so.
 fn check(opts: &RunOptions, plan: &Arc<Plan>) -> anyhow::Result<Option<Check>> {
     let launch = &opts.launch;
-    let watched = opts.events_fd.is_some() && !launch.insists();
-    let unasked = launch.manifest.is_none() && (watched || !launch.wants_token());
+    let unasked = launch.manifest.is_none() && !launch.wants_token();
     if opts.plain || launch.report.is_some() || unasked {
         return Ok(None);
     }

@@ -39,6 +39,7 @@ pub(crate) fn from_args(args: &RunArgs) -> Result<RunOptions> {
         cpus: args.cpus.unwrap_or(defaults.cpus),
         exec: args.exec.clone(),
         events_fd: args.events_fd,
+        verdict_fd: args.verdict_fd,
         console_log: args.console_log.clone(),
         verbose: args.verbose,
         plain: args.plain,

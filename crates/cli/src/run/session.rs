@@ -72,7 +72,7 @@ pub(super) fn run(
     };
     let asks = check.filter(|_| opts.launch.wants_token());
     let nonce = asks.map(|check| check.nonce().to_owned()).or_else(|| opts.launch.report.clone());
-    let conversation = Control::new(request).with_report(nonce);
+    let conversation = Control::new(request.clone()).with_report(nonce);
     let log = opts
         .console_log
         .as_ref()
@@ -84,6 +84,8 @@ pub(super) fn run(
     let (resize, sizes) = mailbox()?;
     let (keyboard, typed) = UnixStream::pair()?;
     let hub = Arc::new(Hub::new(keyboard, resize)?);
+    let (go, gone) = UnixStream::pair()?;
+    go.set_nonblocking(true)?;
     let screen = screen(interactive, opts.verbose, log, notify.clone(), hub.clone());
     let printed = Arc::new(AtomicU64::new(0));
     let sinks: [Sink; 5] = [
@@ -93,14 +95,12 @@ pub(super) fn run(
         stream(std::io::stderr(), Arc::default()),
         control(conversation, notify.clone(), printed),
     ];
-    let mut source = if interactive { None } else { Some(own_stdin()?) };
-    let mut typed = Some(typed.into());
-    let ports = PORTS.into_iter().zip(sinks).enumerate().map(|(index, (name, sink))| {
-        // The command's input is the second port's; what is typed is the first one's.
-        let source = if index == 1 { source.take() } else { typed.take() };
-        Port { name, sink, source }
-    });
-    devices.insert(0, Box::new(Console::new(ports.collect(), sizes, size)));
+    // What is typed; the command's input; what init is told when its token was judged.
+    let input = if interactive { None } else { Some(own_stdin()?) };
+    let sources = [Some(typed.into()), input, None, None, Some(gone.into())];
+    let ports = PORTS.into_iter().zip(sinks).zip(sources);
+    let ports = ports.map(|((name, sink), source)| Port { name, sink, source }).collect();
+    devices.insert(0, Box::new(Console::new(ports, sizes, size)));
     devices.insert(1, Box::new(Rng));
     let vsock = vsock(opts, &mut devices)?;
     let stop = notify.clone();
@@ -132,7 +132,18 @@ pub(super) fn run(
 
     owner.running();
     let attest = opts.launch.attest;
-    let mut state = Session { events, interactive, attest, check: asks, status: None, deadline: None };
+    let foreign = opts.verdict_fd.filter(|_| opts.launch.report.is_some());
+    let mut state = Session {
+        events,
+        interactive,
+        attest,
+        check: asks,
+        foreign,
+        request,
+        go,
+        status: None,
+        deadline: None,
+    };
     // Where something else than a terminal is at the other end, that one knows what its user's keys mean.
     let mut escape = terminal.is_some().then(Escape::default);
     let mut input = interactive;
@@ -144,8 +155,13 @@ pub(super) fn run(
             (true, true) => (STDIN, libc::POLLIN),
             (false, true) => (-1, libc::POLLIN),
         };
-        let mut fds = [(notices.fd(), libc::POLLIN), (signals.as_raw_fd(), libc::POLLIN), (source, event)]
-            .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
+        let mut fds = [
+            (notices.fd(), libc::POLLIN),
+            (signals.as_raw_fd(), libc::POLLIN),
+            (source, event),
+            (state.foreign.unwrap_or(-1), libc::POLLIN),
+        ]
+        .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
         poll(&mut fds, state.deadline)?;
         let signal = if fds[1].revents != 0 { signal_number(&signals) } else { 0 };
         if signal == WINDOW_CHANGED {
@@ -162,6 +178,11 @@ pub(super) fn run(
         if let Some(result) = notices.drain().into_iter().find_map(|notice| state.handle(notice)) {
             break result;
         }
+        if fds[3].revents != 0 {
+            if let Err(error) = state.foreign_verdict() {
+                break Err(error);
+            }
+        }
         if state.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             break Ok(());
         }
@@ -169,7 +190,7 @@ pub(super) fn run(
             continue;
         }
         if unsent.is_empty() {
-            let typed = read_input();
+            let typed = read_some(STDIN);
             // At the end of input the guest goes on without.
             input = !typed.is_empty();
             let keys = match &mut escape {
@@ -238,6 +259,11 @@ struct Session<'a> {
     /// Whether a token is all that is wanted.
     attest: bool,
     check: Option<&'a Check>,
+    /// Where the verdict comes from if somebody else judges.
+    foreign: Option<RawFd>,
+    /// What init is asked to do once its token was judged, and the way there.
+    request: Request,
+    go: UnixStream,
     status: Option<u8>,
     deadline: Option<Instant>,
 }
@@ -253,11 +279,13 @@ impl Session<'_> {
                 self.events.token(answer);
                 match self.check.map(|check| check.judge(answer)) {
                     Some(Verdict::Stop(why)) => return Some(Err(Error::new(Layer::Rmm, why).into())),
-                    Some(Verdict::Go(text)) => launch::say(&text),
+                    Some(Verdict::Go(text)) => {
+                        launch::say(&text);
+                        if let Err(error) = self.go_on() {
+                            return Some(Err(error));
+                        }
+                    }
                     None => {}
-                }
-                if self.attest {
-                    return self.handle(Notice::Status(0, 0));
                 }
             }
             Notice::Status(status, printed) => {
@@ -282,6 +310,26 @@ impl Session<'_> {
             Notice::Ended(Err(error)) => return Some(Err(error.into())),
         }
         None
+    }
+
+    /// The Realm is the right one: has init do what was asked for.
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        // The longest command fits into a socket's buffer.
+        self.go.write_all(&self.request.line()).context("telling the guest's init to go on")?;
+        if self.attest {
+            self.handle(Notice::Status(0, 0));
+        }
+        Ok(())
+    }
+
+    /// Whoever got the token has judged it: one byte says go; the end says that nobody will. Who finds the wrong Realm
+    /// ends us.
+    fn foreign_verdict(&mut self) -> anyhow::Result<()> {
+        let said = self.foreign.take().map(read_some).unwrap_or_default();
+        if said.is_empty() {
+            return Err(Error::vmm("whoever was to judge the Realm's token has gone away").into());
+        }
+        self.go_on()
     }
 }
 
@@ -405,10 +453,85 @@ fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> anyhow::Result<(
     Ok(())
 }
 
-/// What has been typed; nothing when the input has ended.
-fn read_input() -> Vec<u8> {
+/// What can be read without waiting where something is; nothing at the end.
+fn read_some(from: RawFd) -> Vec<u8> {
     let mut buffer = [0u8; 1024];
     // SAFETY: the buffer is as long as the call is told.
-    let got = unsafe { libc::read(STDIN, buffer.as_mut_ptr().cast(), buffer.len()) };
+    let got = unsafe { libc::read(from, buffer.as_mut_ptr().cast(), buffer.len()) };
     buffer[..usize::try_from(got).unwrap_or(0)].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::IntoRawFd as _;
+
+    use super::*;
+    use crate::run::launch::{LaunchArgs, Prediction};
+    use crate::run::manifest::tests::manifest;
+
+    fn session<'a>(check: Option<&'a Check>, request: Request) -> (Session<'a>, UnixStream) {
+        let (go, gone) = UnixStream::pair().unwrap();
+        go.set_nonblocking(true).unwrap();
+        gone.set_nonblocking(true).unwrap();
+        let session = Session {
+            events: Box::leak(Box::new(Events::new(None))),
+            interactive: false,
+            attest: false,
+            check,
+            foreign: None,
+            request,
+            go,
+            status: None,
+            deadline: None,
+        };
+        (session, gone)
+    }
+
+    /// What init is told.
+    fn told(init: &mut UnixStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let _ = init.read_to_end(&mut bytes);
+        bytes
+    }
+
+    fn check(strict: bool) -> Check {
+        let args = LaunchArgs { check: strict, ..LaunchArgs::default() };
+        let make = || Ok(manifest(cca_abi::kvm::rme::HASH_SHA256));
+        Check::new(&args, Prediction::start(make, vec![]).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_longest_command_starts_after_the_verdict() {
+        let command = Request::Exec("x".repeat(vmm::control::MAX_COMMAND));
+        let easy = check(false);
+        let (mut session, mut init) = session(Some(&easy), command.clone());
+        assert!(session.handle(Notice::Ready).is_none());
+        assert!(told(&mut init).is_empty());
+        assert!(session.handle(Notice::Token(Err("no driver".into()))).is_none());
+        assert_eq!(told(&mut init), command.line());
+    }
+
+    #[test]
+    fn the_wrong_realm_gets_no_command() {
+        let strict = check(true);
+        let (mut session, mut init) = session(Some(&strict), Request::Shell);
+        assert!(session.handle(Notice::Token(Ok("AAAA".into()))).is_some_and(|result| result.is_err()));
+        assert!(told(&mut init).is_empty());
+    }
+
+    #[test]
+    fn somebody_elses_verdict_is_waited_for() {
+        for (verdict, line) in [(&b"\n"[..], &b"shell\n"[..]), (b"", b"")] {
+            let (mut session, mut init) = session(None, Request::Shell);
+            let (mut judge, foreign) = UnixStream::pair().unwrap();
+            session.foreign = Some(foreign.into_raw_fd());
+            assert!(session.handle(Notice::Token(Ok("AAAA".into()))).is_none());
+            assert!(told(&mut init).is_empty());
+            judge.write_all(verdict).unwrap();
+            drop(judge);
+            assert_eq!(session.foreign_verdict().is_ok(), !verdict.is_empty());
+            assert_eq!(told(&mut init), line);
+        }
+    }
 }

@@ -85,7 +85,7 @@ pub(super) fn attests(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// A Realm whose initramfs has one other byte than the prediction knows of.
+/// A Realm whose initramfs has one other byte than the prediction knows of: its command does not start.
 pub(super) fn another_realm(environment: &Environment) -> Result<()> {
     let images = build::for_run(environment)?;
     let scratch = Scratch::new("another")?;
@@ -95,7 +95,8 @@ pub(super) fn another_realm(environment: &Environment) -> Result<()> {
     *bytes.last_mut().context("the initramfs is empty")? ^= 1;
     std::fs::write(&own, bytes)?;
 
-    let args = RunArgs { exec: Some("true".into()), ..RunArgs::default() };
+    let ran = "this Realm got a command";
+    let args = RunArgs { exec: Some(format!("echo '<1>{ran}' >/dev/kmsg")), ..RunArgs::default() };
     let parts = lab::host_parts(environment, &images, &None, &None, &[]);
     let inner = lab::inner_options(&args, &parts)?;
     let mut launched = inner.clone();
@@ -115,8 +116,9 @@ pub(super) fn another_realm(environment: &Environment) -> Result<()> {
         Job { capture: true, progress: false, patience: patience(), ..lab::realm_job(&config, &args)? };
     lab::ask_for_token(&mut job, &check);
     job.check = Some(check);
-    let error = match lab::execute(&config, &job, &mut Timeline::new()) {
-        Ok((outcome, _)) => bail!("nobody noticed: the run ended with {}", outcome.status),
+    let directory = crate::paths::new_run()?;
+    let error = match lab::execute_in(&directory, &config, &job, &mut Timeline::new(), None) {
+        Ok(outcome) => bail!("nobody noticed: the run ended with {}", outcome.status),
         Err(error) => format!("{error:#}"),
     };
     let said = format!("initial-measurement: expected {predicted}, found {actual}");
@@ -124,6 +126,8 @@ pub(super) fn another_realm(environment: &Environment) -> Result<()> {
         error.starts_with("RMM: this is not the Realm") && error.contains(&said),
         "it was said:\n{error}"
     );
+    let console = std::fs::read_to_string(directory.join(lab::machine::log::GUEST))?;
+    ensure!(!console.is_empty() && !console.contains(ran), "it did not wait for the verdict:\n{console}");
     Ok(())
 }
 
