@@ -392,6 +392,10 @@ pub(crate) struct TestArgs {
     /// Run only the tests whose name contains NAME, long ones too (may be repeated)
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,
+    /// Run this many tests at a time: by default as many as there are CPUs, up to 4; each emulated machine takes one CPU and
+    /// up to 3 GiB of memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) jobs: Option<u32>,
     /// List the tests' names
     #[arg(long)]
     pub(crate) list: bool,

@@ -31,6 +31,7 @@ use args::{CleanArgs, Command, RunArgs};
 const FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
+    end_with_a_panic();
     let result = cmdline::parse().and_then(|cli| dispatch(&cli.command));
     lab::terminal::restore();
     match result {
@@ -40,6 +41,15 @@ fn main() -> ExitCode {
             ExitCode::from(FAILURE)
         }
     }
+}
+
+/// A panic in any thread ends the process, whichever profile it was built in.
+fn end_with_a_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        std::process::abort();
+    }));
 }
 
 fn dispatch(command: &Command) -> Result<u8> {

@@ -4,6 +4,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -12,7 +13,7 @@ use crate::lab::cpio::Archive;
 use crate::setup::Environment;
 
 /// How many host archives are kept in the cache.
-const KEPT: usize = 3;
+const KEPT: usize = 6;
 /// What the default guest can load with `load-module`, beside what its kernel has built in.
 const GUEST_MODULES: &[&str] =
     &["arm-cca-guest", "virtio-rng", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"];
@@ -138,10 +139,15 @@ pub(crate) fn host(environment: &Environment, parts: &HostParts) -> Result<PathB
         inputs.push((name, file, 0o755));
     }
 
+    // Tests run side by side, and want the same one.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = crate::paths::cache()?.join("initrd");
     std::fs::create_dir_all(&directory)?;
     let product = directory.join(format!("host-{:016x}.cpio", fingerprint(environment, &inputs)?));
-    if product.is_file() {
+    if let Ok(file) = std::fs::File::open(&product) {
+        // What is used is not old.
+        let _ = file.set_modified(std::time::SystemTime::now());
         return Ok(product);
     }
     forget_old(&directory);

@@ -1,7 +1,7 @@
 //! `realm test`: everything that is checked, from formatting to Realms on the emulated machine.
 //!
 //! Every test has a name and is independent: it builds what it needs (which costs nothing the second time), boots a
-//! machine of its own, and reports with the layer and the console that matter.
+//! machine of its own, and reports with the layer and the console that matter. Several run side by side.
 //!
 //! | module | question it answers |
 //! |---|---|
@@ -35,6 +35,7 @@ mod realms;
 mod transparency;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -133,26 +134,51 @@ pub(crate) fn run(args: &TestArgs) -> Result<u8> {
     }
     ensure!(!wanted.is_empty(), "no test has such a name: see `realm test --list`");
     let environment = setup::ensure(None, false)?;
-    let (mut passed, mut failed) = (0, Vec::new());
-    for test in wanted {
-        println!("test {} ...", test.name);
-        let start = Instant::now();
-        match (test.run)(&environment) {
-            Ok(()) => {
-                passed += 1;
-                println!("test {}: ok ({})", test.name, ui::seconds(start.elapsed()));
-            }
-            Err(error) => {
-                println!("test {}: FAILED ({})\n{error:#}\n", test.name, ui::seconds(start.elapsed()));
-                failed.push(test.name);
+    let (count, start) = (wanted.len(), Instant::now());
+    let queue = Mutex::new(wanted.into_iter());
+    let failed = Mutex::new(Vec::new());
+    let next = || locked(&queue).next();
+    let work = || {
+        while let Some(test) = next() {
+            if !test.passes(&environment) {
+                locked(&failed).push(test.name);
             }
         }
-    }
+    };
+    std::thread::scope(|scope| (0..jobs(args)).for_each(|_| drop(scope.spawn(work))));
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     for name in &failed {
         println!("failed: {name}");
     }
-    println!("{passed} passed, {} failed", failed.len());
+    let took = ui::seconds(start.elapsed());
+    println!("{} passed, {} failed in {took}", count - failed.len(), failed.len());
     Ok(u8::from(!failed.is_empty()))
+}
+
+impl Test {
+    /// Runs it, and says how it went.
+    fn passes(&self, environment: &Environment) -> bool {
+        println!("test {} ...", self.name);
+        let start = Instant::now();
+        let result = (self.run)(environment);
+        let took = ui::seconds(start.elapsed());
+        match &result {
+            Ok(()) => println!("test {}: ok ({took})", self.name),
+            Err(error) => println!("test {}: FAILED ({took})\n{error:#}\n", self.name),
+        }
+        result.is_ok()
+    }
+}
+
+/// How many tests run at a time. An emulated machine counts instructions in one thread, so that each CPU of this one drives
+/// one.
+fn jobs(args: &TestArgs) -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(4));
+    args.jobs.unwrap_or(u32::try_from(cpus).unwrap_or(1))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The factor for time limits. They only end what hangs, and a test must not fail because a machine is slow.
