@@ -4,12 +4,14 @@ use vm_fdt::FdtWriter;
 
 use crate::layout::{
     DTB_SIZE, GICD_BASE, GICD_SIZE, ITS_SIZE, Layout, PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_FIRST_SPI,
-    PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, PMU_PPI, RAM_BASE, UART_SIZE, UART_SPI, UART0_BASE, mpidr,
+    PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, PMU_PPI, RAM_BASE, RTC_BASE, RTC_SIZE, UART_SIZE, UART_SPI,
+    UART0_BASE, mpidr,
 };
 use crate::{Error, Result};
 
 const GIC_PHANDLE: u32 = 1;
 const ITS_PHANDLE: u32 = 2;
+const CLOCK_PHANDLE: u32 = 3;
 const SPI: u32 = 0;
 const PPI: u32 = 1;
 /// The GIC's number of the first private peripheral interrupt.
@@ -81,6 +83,7 @@ fn write(
     }
     write_gic(&mut fdt, layout)?;
     write_uart(&mut fdt)?;
+    write_rtc(&mut fdt)?;
     write_pci(&mut fdt)?;
 
     fdt.end_node(root)?;
@@ -156,6 +159,22 @@ fn write_uart(fdt: &mut FdtWriter) -> Written {
     fdt.property_u32("fifo-size", UART_FIFO)?;
     fdt.property_u32("tx-threshold", 0)?;
     fdt.end_node(uart)
+}
+
+/// The real-time clock, and the bus clock without which Linux does not touch a primecell. There is no interrupt.
+fn write_rtc(fdt: &mut FdtWriter) -> Written {
+    let clock = fdt.begin_node("apb-pclk")?;
+    fdt.property_string("compatible", "fixed-clock")?;
+    fdt.property_u32("#clock-cells", 0)?;
+    fdt.property_u32("clock-frequency", 24_000_000)?;
+    fdt.property_phandle(CLOCK_PHANDLE)?;
+    fdt.end_node(clock)?;
+    let rtc = fdt.begin_node(&format!("rtc@{RTC_BASE:x}"))?;
+    fdt.property_string_list("compatible", vec!["arm,pl031".into(), "arm,primecell".into()])?;
+    fdt.property_array_u64("reg", &[RTC_BASE, RTC_SIZE])?;
+    fdt.property_array_u32("clocks", &[CLOCK_PHANDLE])?;
+    fdt.property_string("clock-names", "apb_pclk")?;
+    fdt.end_node(rtc)
 }
 
 fn write_pci(fdt: &mut FdtWriter) -> Written {

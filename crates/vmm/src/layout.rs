@@ -23,6 +23,10 @@ pub const UART0_BASE: u64 = 0x0100_0000;
 pub const UART_SIZE: u64 = 8;
 /// Shared peripheral interrupt of the serial port. The GIC's number is 32 higher.
 pub const UART_SPI: u32 = 0;
+/// The real-time clock.
+pub const RTC_BASE: u64 = 0x0101_0000;
+/// Bytes of registers that the clock has.
+pub const RTC_SIZE: u64 = 0x1000;
 /// The PMU's interrupt: a private one, by the GIC's number.
 pub const PMU_PPI: u32 = 23;
 /// PCI configuration space: the one bus's part of it.
@@ -43,7 +47,7 @@ pub const PCI_FIRST_SPI: u32 = 64;
 pub const DTB_SIZE: u64 = 0x1_0000;
 /// Number of interrupts that the GIC has: 32 private ones and 96 shared.
 pub const GIC_INTERRUPTS: u32 = 128;
-/// The most CPUs for which the redistributors fit below the distributor and above the serial ports, within what
+/// The most CPUs for which the redistributors fit below the distributor and above the serial ports and the clock, within what
 /// the module supports.
 pub const MAX_CPUS: u32 = 128;
 

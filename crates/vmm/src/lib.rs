@@ -9,7 +9,7 @@
 //! | [`memory`], [`footprint`] | what of the guest's RAM does this process see, and what does it cost beside? |
 //! | [`kvm`], [`probe`] | how is the device called, and what can it do? |
 //! | [`machine`] | in which order is a Realm built? |
-//! | [`bus`], [`serial`], [`pci`], [`msix`] | what does the guest see when it touches a device? |
+//! | [`bus`], [`serial`], [`rtc`], [`pci`], [`msix`] | what does the guest see when it touches a device? |
 //! | [`wiring`] | how do devices interrupt the guest, and the guest's stores reach devices, without this process? |
 //! | [`virtio`] | what do disks, terminals and the like do? |
 //! | [`disk`], [`link`] | what is in a disk's file, and at the other end of a network card's wire? |
@@ -42,6 +42,7 @@ pub mod pci;
 pub mod plan;
 pub mod probe;
 mod qcow2;
+pub mod rtc;
 pub mod runner;
 pub mod seccomp;
 pub mod serial;

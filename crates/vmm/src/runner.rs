@@ -10,10 +10,12 @@ use cca_abi::kvm::exit;
 use crate::bus::{Bus, SerialPort, SetLine, Sink};
 use crate::kvm::{Exit, Vcpu, Vm};
 use crate::layout::{
-    PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, UART_SIZE, UART_SPI, UART0_BASE,
+    PCI_ECAM_BASE, PCI_ECAM_SIZE, PCI_MMIO_BASE, PCI_MMIO_SIZE, PCI_SLOTS, RTC_BASE, RTC_SIZE, UART_SIZE,
+    UART_SPI, UART0_BASE,
 };
 use crate::machine::{Machine, Memory};
 use crate::pci::{Function, Host};
+use crate::rtc::Rtc;
 use crate::seccomp::Confinement;
 use crate::virtio::Device;
 use crate::virtio::transport::VirtioPci;
@@ -92,6 +94,7 @@ impl Runner {
         let serial = Arc::new(SerialPort::new(serial, UART_SPI, set_line));
         let mut bus = Bus::default();
         bus.add(UART0_BASE, UART_SIZE, serial.clone());
+        bus.add(RTC_BASE, RTC_SIZE, Arc::new(Rtc::default()));
         bus.add(PCI_ECAM_BASE, PCI_ECAM_SIZE, pci.ecam());
         bus.add(PCI_MMIO_BASE, PCI_MMIO_SIZE, pci.registers());
         let stop = AtomicBool::new(false);

@@ -57,8 +57,6 @@ fi
 # There are no virtual terminals.
 ln -sf /dev/null /etc/systemd/system/getty-static.service
 rm -f /etc/systemd/system/getty.target.wants/getty@tty1.service
-# A Realm has no clock of its own: systemd begins with this file's time.
-: >/usr/lib/clock-epoch
 # Each machine finds its own number when it starts first.
 : >/etc/machine-id
 ls /boot/vmlinuz-* /boot/initrd.img-*

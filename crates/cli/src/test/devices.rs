@@ -9,8 +9,9 @@ use crate::args::MachineArgs;
 use crate::setup::Environment;
 
 /// One guest with two disks, a network, entropy and all streams of a command, all of which interrupt by messages; its
-/// token's measurement is the one that its launch manifest predicts. The raw disk is checked from outside; so is the VMM,
-/// whose threads are confined, and which takes less than 8 MiB beside one mapping of the guest's memory.
+/// clock agrees with the host's, and its token's measurement is the one that its launch manifest predicts. The raw disk is
+/// checked from outside; so is the VMM, whose threads are confined, and which takes less than 8 MiB beside one mapping of
+/// the guest's memory.
 pub(super) fn devices(environment: &Environment) -> Result<()> {
     let directory = std::env::temp_dir().join(format!("realm-devices-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
@@ -26,6 +27,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          echo \"input: $(cat)\"\n\
          echo errors >&2\n\
          cat /mnt/folder/file; echo hello >/mnt/folder/hello; ls /mnt/folder\n\
+         date +%s >/mnt/folder/now\n\
          dd if=/dev/vda bs=4k 2>/dev/null | md5sum\n\
          dd if=/dev/vda of=/dev/vda bs=64k count=4 seek=4 2>/dev/null\n\
          sync\n\
@@ -66,6 +68,8 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          [ \"$(dd if=/tmp/raw.img $half 2>/dev/null | md5sum)\" = \\\n\
          \t\"$(dd if=/tmp/raw.img $half skip=4 2>/dev/null | md5sum)\" ] && echo written from inside\n\
          cat /tmp/folder/hello\n\
+         now=$(cat /tmp/folder/now); apart=$((now - $(stat -c %Y /tmp/folder/now)))\n\
+         [ $now -gt 1760000000 ] && [ ${{apart#-}} -le 3 ] && echo on time || echo \"the guest says $now, $apart s from here\"\n\
          [ -e /tmp/confined ] && echo confined\n\
          number() {{ sed -n 's/.*\"'$1'\":\\([0-9]*\\).*/\\1/p' /tmp/events; }}\n\
          [ $(number guest_mappings) = 1 ] && [ $(number guest_mapped_bytes) = $((512 << 20)) ] && echo mapped once\n\
@@ -80,7 +84,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
     let expected = "status 9\ninput: typed\nshared file\nfile\nhello\nsame disk\nsame file\npong\nmessages\nvectors of 32\n\
                     counters\nfound 2 breakpoint and 2 watchpoint\n20 overflows\nthat many interrupts\n\
                     32 random bytes\nerrors\n1\n\
-                    written from inside\nhello\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
+                    written from inside\nhello\non time\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
     let text = text.replace("same disk  -", "same disk");
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
     Ok(())

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 
@@ -17,9 +17,13 @@ pub(super) const COMMANDS: &str = "cat /mnt/both/here; cp -r /mnt/both/here /mnt
      for try in $(seq 300); do [ -e /mnt/look/answer ] && break; sleep 0.1; done; cat /mnt/look/answer\n\
      { echo no >/mnt/look/here; } 2>&1 | grep -o Read-only; rm /mnt/both/answer\n\
      dd if=/dev/urandom of=/tmp/f bs=300k count=3 2>/dev/null\n\
-     cat /tmp/f >/mnt/both/f; md5sum </tmp/f >/mnt/both/sum\n";
+     cat /tmp/f >/mnt/both/f; md5sum </tmp/f >/mnt/both/sum; date +%s >/mnt/both/now\n";
 /// What that prints.
 pub(super) const PRINTED: &str = "from here\nan answer\nRead-only\n";
+
+/// How many seconds the guest's clock may differ from this machine's: that of an emulated machine that counts
+/// instructions falls behind while this one is busy. What it must not be is another year's, or another time zone's.
+const CLOCKS_APART: u64 = 900;
 
 /// The folder.
 pub(super) struct Folder {
@@ -62,6 +66,13 @@ impl Folder {
             std::process::Command::new("sh").arg("-c").arg("md5sum <f").current_dir(&self.directory),
         )?;
         ensure!(sum.as_bytes() == read("sum")?, "a long file came out differently");
+        let written = self.directory.join("now").metadata()?.modified()?.duration_since(UNIX_EPOCH)?;
+        let now: u64 = String::from_utf8(read("now")?)?.trim().parse()?;
+        let apart = now.abs_diff(written.as_secs());
+        ensure!(
+            apart <= CLOCKS_APART,
+            "the guest's clock says {now} and is {apart} s away from this machine's"
+        );
         Ok(())
     }
 }
