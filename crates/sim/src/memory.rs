@@ -6,6 +6,7 @@
 //! accessible (there is one copy of the bytes; a PAS is only a permission).
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use zerocopy::FromZeros;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -62,8 +63,10 @@ pub struct Memory {
     gptbr: AtomicU64,
 }
 
+/// Zeroed pages. Most are never touched, and cost nothing then.
 fn pages(bytes: u64) -> Box<[Page]> {
-    (0..bytes / PAGE_SIZE).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect()
+    let count = usize::try_from(bytes / PAGE_SIZE).expect("as many as fit");
+    <[Page]>::new_box_zeroed_with_elems(count).expect("memory for the machine")
 }
 
 impl Memory {
