@@ -20,6 +20,10 @@ pub const CARVE_OUT: (u64, u64) = (DRAM_BASE + 0x10_0000, 0x10_0000);
 /// First byte of what the host's allocator owns.
 pub const HOST_BASE: u64 = CARVE_OUT.0 + CARVE_OUT.1;
 
+/// As an entry point: all at which nothing else is loaded. Without it, a vCPU that starts where no program is fails the
+/// test; a hostile VMM can start one anywhere.
+pub const ELSEWHERE: u64 = u64::MAX;
+
 /// Shape of a machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -278,7 +282,8 @@ impl Machine {
     }
 
     pub(crate) fn program(&self, entry: u64) -> Option<Program> {
-        self.programs.lock().unwrap().get(&entry).cloned()
+        let programs = self.programs.lock().unwrap();
+        programs.get(&entry).or_else(|| programs.get(&ELSEWHERE)).cloned()
     }
 
     pub(crate) fn take_running(&self, id: u64) -> Option<Running> {

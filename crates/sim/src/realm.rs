@@ -204,8 +204,8 @@ impl RealmWorld {
 
     /// What the script behind `running` must be told before it goes on: the end of the operation under way.
     fn settle(ctx: &RecContext<'_>, running: &mut Running) {
-        let Some((op, at)) = running.pending else { return };
-        let next = at + 4;
+        let Some((_, at)) = running.pending else { return };
+        let next = at.wrapping_add(4);
         if ctx.pc() == at {
             return;
         }
@@ -215,7 +215,6 @@ impl RealmWorld {
             // The RMM sent it to the vector. The script is its own handler and goes on behind the instruction.
             ctx.set(word::PC, next);
             ctx.set(word::PSTATE, ctx.get(word::SPSR_EL1));
-            let _ = op;
             Outcome::Exception(Exception { esr: ctx.get(word::ESR_EL1), far: ctx.get(word::FAR_EL1) })
         };
         running.pending = None;
@@ -335,7 +334,7 @@ impl Platform for RealmWorld {
         let id = ctx.get(word::PLATFORM);
         let resumed = self.machine.take_running(id).filter(|running| {
             // After a CPU_ON the REC starts anew.
-            running.pending.is_some_and(|(_, at)| ctx.pc() == at || ctx.pc() == at + 4)
+            running.pending.is_some_and(|(_, at)| ctx.pc() == at || ctx.pc() == at.wrapping_add(4))
                 || (running.pending.is_none() && running.pc == ctx.pc())
                 || ctx.pc() == ctx.get(word::VBAR_EL1).wrapping_add(0x200)
         });

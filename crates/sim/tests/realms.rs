@@ -1,10 +1,11 @@
 //! Whole lives of Realms on the simulated machine: monitor, RMM and host core together.
 
-use cca_abi::rsi;
+use cca_abi::kvm::{GENERATION_V2, ioctl, reg};
+use cca_abi::{psci, rsi};
 use sim::bench::Bench;
 use sim::guest::Op;
 use sim::host::Signal;
-use sim::machine::{Machine, Shape};
+use sim::machine::{ELSEWHERE, Machine, Shape};
 use sim::memory::{DRAM_BASE, PAGE_SIZE, Pas};
 use sim::vmm::{Config, DEVICE, ENTRY, Exit, GICR, RAM_BASE, SECOND, SHARED, STEPS};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -300,7 +301,7 @@ fn a_second_vcpu_starts_and_answers_an_interrupt() {
     let vmm = bench.built(Config { vcpus: 2, ..Config::default() }, |guest| {
         guest.write(FREE_RAM, 0);
         assert_eq!(guest.cpu_on(1, SECOND, 77), 0);
-        assert_eq!(guest.cpu_on(1, SECOND, 77) as i64, cca_abi::psci::Code::AlreadyOn as i64);
+        assert_eq!(guest.cpu_on(1, SECOND, 77) as i64, psci::Code::AlreadyOn as i64);
         while guest.read(FREE_RAM) != 1 {}
         // ICC_SGI1R_EL1: INTID 3 to affinity 0.0.0.1.
         let iss = 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
@@ -322,10 +323,33 @@ fn an_access_where_nothing_is_reaches_the_vmm_as_a_device_access() {
 }
 
 #[test]
+fn a_vmm_may_let_a_vcpu_start_anywhere() {
+    let bench = Bench::new();
+    bench.machine.load_steps(ELSEWHERE, || {
+        let mut program = [Op::Counter, Op::smc(&[psci::fid::SYSTEM_OFF])].into_iter();
+        Box::new(move |_| program.next().expect("it has ended"))
+    });
+    for pc in [None, Some(0x1234), Some(u64::MAX)] {
+        let mut vmm = bench.vmm(Config::default());
+        for (name, step) in STEPS {
+            if *name == "finalize vCPUs" {
+                pc.into_iter().for_each(|pc| vmm.set_reg(0, reg::CORE_PC, pc).unwrap());
+                vmm.ioctl(vmm.vcpus[0], ioctl::ARM_VCPU_FINALIZE, &mut GENERATION_V2.vcpu_rec.clone())
+                    .unwrap();
+            } else {
+                step(&mut vmm).unwrap();
+            }
+        }
+        assert_eq!(vmm.run(0), Ok(Exit::SystemEvent(1)), "{pc:x?}");
+        bench.finish(vmm);
+    }
+}
+
+#[test]
 fn a_realm_has_as_many_vcpus_as_the_rmm_allows_and_an_interrupt_reaches_each() {
     const FRAMES: u64 = 0x2000_0000;
     let machine = Machine::boot(Shape { dram: 128 << 20, ..Shape::default() });
-    let bench = Bench::on(machine, cca_abi::kvm::GENERATION_V2);
+    let bench = Bench::on(machine, GENERATION_V2);
     let count = bench.system.max_vcpus();
     // The RMM would allow 1023.
     assert_eq!(count, 512);
@@ -334,7 +358,7 @@ fn a_realm_has_as_many_vcpus_as_the_rmm_allows_and_an_interrupt_reaches_each() {
         guest.tell(guest.x0);
         assert_eq!(guest.take_interrupt(), 3);
         guest.tell(1000 + guest.x0);
-        guest.smc(&[cca_abi::psci::fid::CPU_OFF]);
+        guest.smc(&[psci::fid::CPU_OFF]);
     });
     let config = Config { vcpus: count, gicr: FRAMES, ..Config::default() };
     let last = u64::from(count) - 1;
@@ -361,7 +385,7 @@ fn a_realm_has_as_many_vcpus_as_the_rmm_allows_and_an_interrupt_reaches_each() {
 
 #[test]
 fn memory_can_be_faulted_in_before_the_guest_touches_it() {
-    use cca_abi::kvm::{self, ioctl};
+    use cca_abi::kvm;
     use kvm_realm::Errno;
     let bench = Bench::new();
     let mut vmm = bench.vmm(Config::default());

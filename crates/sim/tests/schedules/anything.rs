@@ -10,7 +10,7 @@ use sim::bench::Bench;
 use sim::guest::{Op, Steps};
 use sim::host::Signal;
 use sim::hostile::{CHANGES, Caller, Random, expected};
-use sim::machine::Machine;
+use sim::machine::{ELSEWHERE, Machine};
 use sim::memory::PAGE_SIZE;
 use sim::vmm::{DEVICE, ENTRY, Exit, GICD, GICR, RAM_BASE, SECOND, SHARED, STEPS};
 use std::sync::Arc;
@@ -187,6 +187,8 @@ pub(crate) fn two_builders(machine: &Arc<Machine>, seed: u64) {
     machine.forget_log();
     machine.load_steps(ENTRY, move || hostile_guest(seed ^ 0x100, true));
     machine.load_steps(SECOND, move || hostile_guest(seed ^ 0x200, false));
+    // Whoever calls anything also finalizes a vCPU before its program counter is set.
+    machine.load_steps(ELSEWHERE, move || hostile_guest(seed ^ 0x600, true));
     let bench = Bench::on(machine.clone(), kvm::GENERATION_V2);
     let mut random = Random::new(seed);
     let mut vmm = bench.vmm(small(2));
