@@ -1,5 +1,6 @@
 //! The story as a timeline in the trace event format, which Perfetto and chrome://tracing open.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -39,10 +40,18 @@ pub(crate) fn json(story: &Story) -> String {
     let mut threads: Vec<(u32, u32)> = story.stays.iter().map(|stay| (stay.thread, stay.vcpu)).collect();
     threads.sort_unstable();
     threads.dedup();
-    for (thread, vcpu) in &threads {
-        let name = json!({ "name": format!("CPU {vcpu}: inside, until") });
+    let cpus: BTreeMap<u32, u32> = threads.iter().copied().collect();
+    let calls = story.events.iter().filter(|stamped| matches!(stamped.event, Event::Rmi { .. }));
+    let callers: BTreeSet<u32> = calls.map(|stamped| stamped.thread).collect();
+    let rows = threads.iter().map(|(thread, vcpu)| (REALM, *thread, format!("CPU {vcpu}: inside, until")));
+    let rows = rows.chain(callers.into_iter().map(|thread| match cpus.get(&thread) {
+        Some(vcpu) => (HOST, thread, format!("thread of CPU {vcpu}")),
+        None => (HOST, thread, "another thread of the VMM".to_owned()),
+    }));
+    for (process, thread, name) in rows.chain([(STAGES, 1, "what goes on".to_owned())]) {
+        let name = json!({ "name": name });
         add(format_args!(
-            "{{\"ph\":\"M\",\"pid\":{REALM},\"tid\":{thread},\"name\":\"thread_name\",\"args\":{name}}}"
+            "{{\"ph\":\"M\",\"pid\":{process},\"tid\":{thread},\"name\":\"thread_name\",\"args\":{name}}}"
         ));
     }
     for stage in &story.stages {
@@ -112,21 +121,30 @@ pub(crate) fn check(text: &str) -> Result<(usize, usize)> {
     let file: serde_json::Value = serde_json::from_str(text)?;
     let events = file["traceEvents"].as_array().context("there are no traceEvents")?;
     let (mut slices, mut instants) = (0, 0);
-    let mut ends = std::collections::BTreeMap::new();
+    let mut ends = BTreeMap::new();
+    let (mut rows, mut named) = (BTreeSet::new(), BTreeSet::new());
     for event in events {
         let number = |key: &str| event[key].as_f64().filter(|number| *number >= 0.0);
         let wrong = || format!("this is no event: {event}");
         ensure!(event["name"].is_string() && number("pid").is_some(), wrong());
+        let row = (event["pid"].as_u64(), event["tid"].as_u64());
         match event["ph"].as_str() {
-            Some("M") => ensure!(event["args"]["name"].is_string(), wrong()),
+            Some("M") => {
+                ensure!(event["args"]["name"].is_string(), wrong());
+                if event["name"] == "thread_name" {
+                    named.insert(row);
+                }
+            }
             Some("C") => ensure!(number("ts").is_some() && event["args"].is_object(), wrong()),
             Some("i") => {
                 ensure!(number("ts").is_some() && number("tid").is_some() && event["s"] == "t", wrong());
+                rows.insert(row);
                 instants += 1;
             }
             Some("X") => {
                 let (start, length) = number("ts").zip(number("dur")).with_context(wrong)?;
-                let row = (event["pid"].as_u64(), event["tid"].as_u64().with_context(wrong)?);
+                ensure!(row.1.is_some(), wrong());
+                rows.insert(row);
                 let end = ends.entry(row).or_insert(0.0);
                 // Half a nanosecond is what the format's numbers lose.
                 ensure!(start + 0.0005 >= *end, "slices overlap: {event}");
@@ -136,6 +154,8 @@ pub(crate) fn check(text: &str) -> Result<(usize, usize)> {
             _ => bail!(wrong()),
         }
     }
+    let nameless: Vec<_> = rows.difference(&named).collect();
+    ensure!(nameless.is_empty(), "rows without a name: {nameless:?}");
     Ok((slices, instants))
 }
 
