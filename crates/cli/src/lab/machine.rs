@@ -287,32 +287,82 @@ impl Drop for Machine {
     }
 }
 
-/// Follows a console's file while QEMU appends to it.
+/// What is kept of a console at its beginning and, at least, before its end. QEMU appends without end, and a machine may run
+/// for weeks.
+const KEPT: (u64, u64) = (8 << 20, 32 << 20);
+
+/// Follows a console's file while QEMU appends to it, and gives the room in its middle back.
 pub(crate) struct Follow {
     path: PathBuf,
     file: Option<File>,
     offset: u64,
     lines: Lines,
+    kept: (u64, u64),
+    /// Where what was given back ends.
+    hole: u64,
 }
 
 impl Follow {
     /// Follows `path` from its beginning; it need not exist yet.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, file: None, offset: 0, lines: Lines::default() }
+        Self { path, file: None, offset: 0, lines: Lines::default(), kept: KEPT, hole: 0 }
     }
 
     /// What was written since the last call, and the lines that this completed.
     pub(crate) fn poll(&mut self) -> (Vec<u8>, Vec<String>) {
         let mut bytes = Vec::new();
         if self.file.is_none() {
-            self.file = File::open(&self.path).ok();
+            self.file = File::options().read(true).write(true).open(&self.path).ok();
         }
         let Some(file) = &mut self.file else { return (bytes, Vec::new()) };
         if file.seek(SeekFrom::Start(self.offset)).is_err() || file.read_to_end(&mut bytes).is_err() {
             return (Vec::new(), Vec::new());
         }
         self.offset += u64::try_from(bytes.len()).unwrap_or(0);
+        let (head, tail) = self.kept;
+        if self.offset >= self.hole.max(head) + 2 * tail {
+            self.hole = self.offset - tail;
+            punch(file, head, self.hole);
+        }
         let lines = self.lines.push(&bytes);
         (bytes, lines)
+    }
+}
+
+/// Gives back what a file has between two offsets; it reads as zeroes. A file system that cannot, keeps it.
+fn punch(file: &File, from: u64, to: u64) {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (Ok(from), Ok(to)) = (libc::off_t::try_from(from), libc::off_t::try_from(to)) else { return };
+    // SAFETY: a system call without pointers.
+    unsafe { libc::fallocate(file.as_raw_fd(), mode, from, to - from) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_console_that_never_ends_keeps_its_beginning_and_its_end() {
+        let path = std::env::temp_dir().join(format!("realm-follow-{}", std::process::id()));
+        let mut writer = File::create(&path).unwrap();
+        let mut follow = Follow { kept: (64 << 10, 128 << 10), ..Follow::new(path.clone()) };
+        let mut seen = 0;
+        for number in 0..40_000 {
+            writeln!(writer, "line {number:032}").unwrap();
+            if number % 100 == 99 {
+                let (_, lines) = follow.poll();
+                assert_eq!(lines.last().unwrap(), &format!("line {number:032}"));
+                seen += lines.len();
+            }
+        }
+        assert_eq!(seen, 40_000);
+        let text = std::fs::read(&path).unwrap();
+        let metadata = path.metadata().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(metadata.len() > 1_500_000 && metadata.blocks() * 512 < 500_000, "{}", metadata.blocks());
+        assert!(text.starts_with(b"line 0") && !text[..64 << 10].contains(&0));
+        assert!(text.ends_with(b"39999\n") && !text[text.len() - (128 << 10)..].contains(&0));
     }
 }
