@@ -10,6 +10,7 @@
 //! | [`server`] | who may connect, and what becomes of a connection? |
 //! | `exec` | how does a command run, and where do its streams go? |
 //! | `files` | how do files come and go? |
+//! | [`connect`] | how does a program in the guest call a service of the host's? |
 //! | [`sys`] | how is the kernel asked? |
 //!
 //! The host is not trusted by a Realm, and whoever may talk to this agent may do everything in the guest. That it is there
@@ -17,6 +18,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod connect;
 mod exec;
 mod files;
 pub mod protocol;

@@ -7,8 +7,8 @@ use crate::sys::{self, Disposition, Errno, Fd, Fork, Result};
 use crate::{exec, files};
 
 /// The host's address on a vsock.
-const HOST: u32 = 2;
-const SIGPIPE: u8 = 13;
+pub(crate) const HOST: u32 = 2;
+pub(crate) const SIGPIPE: u8 = 13;
 const SIGCHLD: u8 = 17;
 
 /// A request that makes no sense: `EPROTO`.

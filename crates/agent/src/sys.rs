@@ -40,6 +40,8 @@ mod number {
     pub(super) const SOCKET: usize = 198;
     pub(super) const BIND: usize = 200;
     pub(super) const LISTEN: usize = 201;
+    pub(super) const CONNECT: usize = 203;
+    pub(super) const SHUTDOWN: usize = 210;
     pub(super) const CLONE: usize = 220;
     pub(super) const EXECVE: usize = 221;
     pub(super) const ACCEPT4: usize = 242;
@@ -57,6 +59,8 @@ mod number {
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const IOCTL: usize = 16;
     pub(super) const SOCKET: usize = 41;
+    pub(super) const CONNECT: usize = 42;
+    pub(super) const SHUTDOWN: usize = 48;
     pub(super) const BIND: usize = 49;
     pub(super) const LISTEN: usize = 50;
     pub(super) const CLONE: usize = 56;
@@ -486,12 +490,34 @@ struct VsockAddress {
     rest: [u8; 4],
 }
 
-/// Listens on a vsock port.
-pub fn vsock_listen(port: u32) -> Result<Fd> {
-    const AF_VSOCK: u16 = 40;
+const AF_VSOCK: u16 = 40;
+
+fn vsock() -> Result<Fd> {
     let stream = 1 | CLOEXEC;
     // SAFETY: no pointers.
-    let socket = Fd::new(unsafe { call(number::SOCKET, [usize::from(AF_VSOCK), stream, 0, 0, 0]) })?;
+    Fd::new(unsafe { call(number::SOCKET, [usize::from(AF_VSOCK), stream, 0, 0, 0]) })
+}
+
+/// Connects to a port of whoever has the address `cid` on the vsock.
+pub fn vsock_connect(cid: u32, port: u32) -> Result<Fd> {
+    let socket = vsock()?;
+    let address = VsockAddress { family: AF_VSOCK, port, cid, ..VsockAddress::default() };
+    let pointer = (&raw const address).addr_of();
+    // SAFETY: the address is as long as the call is told.
+    unsafe { call(number::CONNECT, [socket.arg(), pointer, size_of::<VsockAddress>(), 0, 0]) }?;
+    Ok(socket)
+}
+
+/// Says to a connection's other side that nothing more will come.
+pub fn end_of_output(connection: &Fd) -> Result {
+    const WRITE: usize = 1;
+    // SAFETY: no pointers.
+    unsafe { call(number::SHUTDOWN, [connection.arg(), WRITE, 0, 0, 0]) }.map(|_| ())
+}
+
+/// Listens on a vsock port.
+pub fn vsock_listen(port: u32) -> Result<Fd> {
+    let socket = vsock()?;
     let address = VsockAddress { family: AF_VSOCK, port, cid: u32::MAX, ..VsockAddress::default() };
     let len = size_of::<VsockAddress>();
     // SAFETY: the address is as long as the call is told.

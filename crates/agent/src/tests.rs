@@ -281,3 +281,67 @@ fn nonsense_ends_the_session_and_nothing_else() {
     client.stream.write_all(&[kind::GET, 0xff, 0xff, 0xff]).unwrap();
     assert_eq!(client.finish().2.0, kind::FAILURE);
 }
+
+/// What `connect` does with its streams, over a socket pair in the vsock's place.
+fn joined(input: &UnixStream, output: &UnixStream) -> (UnixStream, usize) {
+    let (host, guest) = UnixStream::pair().unwrap();
+    let [input, output, connection, other] = [input, output, &guest, &host].map(|end| end.as_raw_fd());
+    // SAFETY: the copy makes kernel calls only.
+    let process = match unsafe { sys::fork() }.unwrap() {
+        // SAFETY: these descriptors are the copy's own.
+        Fork::Child => unsafe {
+            drop(Fd::from_raw(other));
+            let streams = [connection, input, output].map(|fd| Fd::from_raw(fd));
+            let result = crate::connect::join(&streams[0], &streams[1], &streams[2]);
+            sys::exit(u8::from(result.is_err()))
+        },
+        Fork::Parent(process) => process,
+    };
+    host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    (host, process)
+}
+
+#[test]
+fn a_connection_carries_both_directions_and_ends_with_the_host() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (input, guest_input) = UnixStream::pair().unwrap();
+    let (mut output, guest_output) = UnixStream::pair().unwrap();
+    let (mut host, process) = joined(&guest_input, &guest_output);
+    drop((guest_input, guest_output));
+    // More than any buffer on the way holds, in both directions at once: nobody waits for the other.
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let mut answer = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (&input).write_all(&bytes).unwrap();
+            input.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        scope.spawn(|| output.read_to_end(&mut answer).unwrap());
+        let mut echo = [0; 1000];
+        loop {
+            match host.read(&mut echo).unwrap() {
+                0 => break,
+                count => host.write_all(&echo[..count]).unwrap(),
+            }
+        }
+        host.write_all(b"that was all").unwrap();
+        drop(host);
+    });
+    assert_eq!(sys::wait(process), Ok((0, 0)));
+    assert!(answer.starts_with(&bytes) && answer.ends_with(b"that was all"));
+}
+
+#[test]
+fn a_host_that_hangs_up_ends_a_connection_whose_input_goes_on() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (_input, guest_input) = UnixStream::pair().unwrap();
+    let (mut output, guest_output) = UnixStream::pair().unwrap();
+    let (mut host, process) = joined(&guest_input, &guest_output);
+    drop((guest_input, guest_output));
+    host.write_all(b"bye").unwrap();
+    drop(host);
+    assert_eq!(sys::wait(process), Ok((0, 0)));
+    let mut answer = String::new();
+    output.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "bye");
+}

@@ -14,8 +14,8 @@ pub(crate) struct LifeArgs {
     /// Leave the Realm running in the background: print its name when it runs, and return
     #[arg(long, conflicts_with_all = ["attest", "dry_run"])]
     pub(crate) detach: bool,
-    /// Sockets between guest and host: the guest's address, and a UNIX socket of the host that takes `CONNECT PORT`;
-    /// `off` for none [default: cid=3, without a socket, for a Realm with a name; off for others]
+    /// Sockets between guest and host: the guest's address, and a UNIX socket of the host that takes `CONNECT PORT`, beside
+    /// which the guest's `realm connect PORT` finds whoever listens at PATH_PORT; `off` for none [default: cid=3, without a socket, for a Realm with a name; off for others]
     #[arg(long, value_name = "cid=N,socket=PATH", value_parser = super::vsock::parse)]
     pub(crate) vsock: Option<super::vsock::VsockArg>,
     /// Serve the control API (docs/api.yaml) at this socket as well

@@ -10,11 +10,12 @@ use crate::args::MachineArgs;
 use crate::setup::Environment;
 use crate::{build, command};
 
-/// Two Realms on one host: what is done with one does not touch the other.
+/// Two Realms on one host: what is done with one does not touch the other. One calls a service of the host's by its vsock:
+/// that service is the other's vsock, which takes a line and answers it.
 pub(super) fn two_on_one_host(environment: &Environment) -> Result<()> {
     let script = "set -e\n\
          fail() { echo \"$*\"; realm ps --all; realm logs --vmm b; exit 1; }\n\
-         realm run --name a --detach --memory 256\n\
+         realm run --name a --detach --memory 256 --vsock cid=3,socket=/tmp/b.sock_7000\n\
          realm run --name b --detach --memory 256 --vsock cid=9,socket=/tmp/b.sock\n\
          realm run --name a --detach --memory 256 2>/tmp/e && fail two of one name\n\
          grep -q 'called a already' /tmp/e || fail $(cat /tmp/e)\n\
@@ -26,6 +27,9 @@ pub(super) fn two_on_one_host(environment: &Environment) -> Result<()> {
          status=0; realm exec a -n -- no-such-program 2>/tmp/e || status=$?\n\
          echo status $status; grep -o 'no-such-program: No such file' /tmp/e\n\
          realm exec a -n -t -- sh -c 'tty; stty size' | tr -d '\\r' | sed 's,[0-9]*$,N,'\n\
+         call() { realm exec b -n -- sh -c \"echo CONNECT 1024 | realm connect $1\"; }\n\
+         call 7000 | sed -n 's/^OK [0-9]*$/answered/p'\n\
+         call 7001 2>/tmp/e || echo status $? $(grep -o 'nobody takes connections' /tmp/e)\n\
          head -c 300000 /dev/urandom >/tmp/f; chmod 750 /tmp/f\n\
          realm cp /tmp/f a:/tmp; realm cp a:/tmp/f /tmp/g; cmp /tmp/f /tmp/g && ls -l /tmp/g | cut -c 1-10\n\
          mkdir -p /tmp/d/e; echo deep >/tmp/d/e/f; realm cp -r /tmp/d b:/root; realm cp -r b:/root/d /root\n\
@@ -47,8 +51,8 @@ pub(super) fn two_on_one_host(environment: &Environment) -> Result<()> {
     let machine = MachineArgs { host_cpus: Some(2), host_memory: Some(1536), ..MachineArgs::default() };
     let (outcome, text) = on_machine(environment, &machine, &[], true, script, 600)?;
     let expected = "a\nb\n2\nrealm\nrealm\nI am a\nI am b\ntyped\nstatus 7 err\nstatus 127\n\
-                    no-such-program: No such file\n/dev/pts/N\n24 N\n-rwxr-x---\ndeep\ndeep\n\"boot_vcpus\":1\ncounted\n\
-                    typed\nlogged\nsleeper ended\n[]\na ended (0)\nb ended (0)\nnone left\n";
+                    no-such-program: No such file\n/dev/pts/N\n24 N\nanswered\nstatus 125 nobody takes connections\n-rwxr-x---\n\
+                    deep\ndeep\n\"boot_vcpus\":1\ncounted\ntyped\nlogged\nsleeper ended\n[]\na ended (0)\nb ended (0)\nnone left\n";
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
     Ok(())
 }
