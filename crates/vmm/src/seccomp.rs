@@ -115,7 +115,7 @@ pub mod numbers {
         socketpair = SYS_socketpair statfs = SYS_statfs statx = SYS_statx swapon = SYS_swapon
         symlinkat = SYS_symlinkat sync_file_range = SYS_sync_file_range syncfs = SYS_syncfs tgkill = SYS_tgkill
         tkill = SYS_tkill umask = SYS_umask umount2 = SYS_umount2 unlinkat = SYS_unlinkat unshare = SYS_unshare
-        userfaultfd = SYS_userfaultfd utimensat = SYS_utimensat write = SYS_write writev = SYS_writev
+        userfaultfd = SYS_userfaultfd utimensat = SYS_utimensat wait4 = SYS_wait4 write = SYS_write writev = SYS_writev
     }
 }
 
@@ -261,6 +261,11 @@ impl Confinement {
     /// For the thread of a device that needs these calls.
     pub fn device(self, calls: &[Call]) -> Result<Filter> {
         self.allow(EVERY_DEVICE.iter().copied().chain([calls]))
+    }
+
+    /// For a thread that has nothing to do with the guest: what every thread may, and these calls.
+    pub fn helper(self, calls: &[Call]) -> Result<Filter> {
+        self.allow(std::iter::once(calls))
     }
 
     /// For the main thread, once the guest runs.

@@ -149,7 +149,7 @@ fn run(opts: &RunOptions, events: &Events, owner: &mut Owner) -> anyhow::Result<
         );
     }
     let mut devices = disks::open(&opts.disks)?;
-    devices.extend(nets::open(&opts.nets)?);
+    devices.extend(nets::open(&opts.nets, opts.confinement)?);
     devices.extend(shares::open(&opts.shares)?);
     let plan = Arc::new(plan(opts)?);
     let check = check(opts, &plan)?;

@@ -1,9 +1,13 @@
 //! `--net` and `--publish`.
 
 use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::thread::JoinHandle;
 
 use clap::Args;
+use vmm::calls;
 use vmm::link::Link;
+use vmm::seccomp::Confinement;
 use vmm::virtio::Device;
 use vmm::virtio::net::Net;
 
@@ -136,13 +140,13 @@ fn parse_publish(text: &str) -> Result<Publish, String> {
 }
 
 /// Plugs all cards in.
-pub(crate) fn open(nets: &NetArgs) -> vmm::Result<Vec<Box<dyn Device>>> {
+pub(crate) fn open(nets: &NetArgs, confinement: Confinement) -> vmm::Result<Vec<Box<dyn Device>>> {
     nets.cards
         .iter()
         .enumerate()
         .map(|(number, net)| {
             let link = match &net.plug {
-                Plug::User => passt(&nets.publish)?,
+                Plug::User => passt(&nets.publish, confinement)?,
                 Plug::Tap(name) => Link::tap(name)?,
                 Plug::Socket(path) => Link::connect(path)?,
             };
@@ -151,21 +155,33 @@ pub(crate) fn open(nets: &NetArgs) -> vmm::Result<Vec<Box<dyn Device>>> {
         .collect()
 }
 
-/// Starts passt, and says so if it fails. That its card went away is no failure.
-fn passt(publish: &[Publish]) -> vmm::Result<Link> {
+/// Starts passt, and says so if it fails.
+fn passt(publish: &[Publish], confinement: Confinement) -> vmm::Result<Link> {
     let Some(program) = crate::command::find(PASST) else {
         return Err(vmm::Error::vmm(format!(
             "the user-mode network: {PASST} is not installed; install it (Debian: apt install {PASST}), or use \
              --net tap=NAME or socket=PATH"
         )));
     };
-    let (link, mut child) = Link::passt(&program, &forwards(publish))?;
-    std::thread::spawn(move || {
+    let (link, child) = Link::passt(&program, &forwards(publish))?;
+    watch(child, confinement)?;
+    Ok(link)
+}
+
+/// Waits for passt's end in a thread that can do nothing else. That its card went away is no failure.
+fn watch(mut child: Child, confinement: Confinement) -> vmm::Result<JoinHandle<()>> {
+    confinement.prepare()?;
+    let filter = confinement.helper(calls![wait4])?;
+    let wait = move || {
+        if let Err(error) = filter.enter() {
+            return crate::ui::say(&format!("nobody watches {PASST}: {error}"));
+        }
         if let Some(status) = child.wait().ok().filter(|status| !status.success()) {
             crate::ui::say(&format!("the guest has no network any more: {PASST} ended ({status})"));
         }
-    });
-    Ok(link)
+    };
+    let thread = std::thread::Builder::new().name(PASST.into()).spawn(wait);
+    thread.map_err(|error| vmm::Error::os(format_args!("a thread that watches {PASST}"), &error))
 }
 
 /// passt's flags for forwarded ports.
@@ -224,6 +240,12 @@ mod tests {
             assert!(parse_publish(wrong).is_err(), "{wrong}");
         }
         assert_eq!(forwards(&[parse_publish("8080:80").unwrap()]), ["--tcp-ports", "127.0.0.1/8080:80"]);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_network_that_breaks_needs_no_more_calls_than_it_may_make() {
+        let child = std::process::Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+        watch(child, Confinement::On).unwrap().join().unwrap();
     }
 
     #[test]
