@@ -14,7 +14,7 @@ use kvm_realm::kernel::{
     Entry, EventFd, Fill, Kernel, LogLevel, MemoryHook, Page, PinPurpose, SmcRegs, UserPage, VcpuThread,
 };
 use kvm_realm::{Errno, Result, System, SystemConfig};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 pub(crate) const PAGE: u64 = 4096;
 pub(crate) const RAM: u64 = 0x8000_0000;
@@ -423,7 +423,8 @@ impl Kernel for Fake {
         state.next_page = first + size;
         let pages = (0..count as u64).map(|n| {
             let pa = first + n * PAGE;
-            let bytes: Arc<[AtomicU8]> = (0..PAGE).map(|_| AtomicU8::new(0)).collect();
+            let bytes = <[AtomicU8]>::new_box_zeroed_with_elems(PAGE as usize).expect("memory");
+            let bytes: Arc<[AtomicU8]> = bytes.into();
             state.pages.insert(pa, bytes.clone());
             FakePage { kernel: self.clone(), pa, bytes }
         });
