@@ -385,9 +385,12 @@ impl Session<'_> {
             (None, None) => return Ok(()),
         };
         match check.judge(answer) {
-            Verdict::Go(text) => {
+            Verdict::Go { say, measured } => {
                 if self.job.progress {
-                    launch::say(&text);
+                    launch::say(&say);
+                }
+                if let (Some(digits), Some(owner)) = (measured, &mut self.owner) {
+                    owner.measured(digits);
                 }
                 return self.send(&Request::Go);
             }

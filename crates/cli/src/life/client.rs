@@ -33,7 +33,8 @@ pub(crate) fn ps(args: &PsArgs) -> Result<u8> {
         println!("{}", serde_json::to_string_pretty(&list)?);
         return Ok(0);
     }
-    let mut rows = vec![["NAME", "STATE", "STARTED", "CPUS", "MEMORY", "WHERE", "PID"].map(str::to_owned)];
+    let titles = ["NAME", "STATE", "STARTED", "CPUS", "MEMORY", "MEASUREMENT", "WHERE", "PID"];
+    let mut rows = vec![titles.map(str::to_owned)];
     for Found { info, status, pid, .. } in &list {
         rows.push([
             info.name.clone(),
@@ -41,6 +42,8 @@ pub(crate) fn ps(args: &PsArgs) -> Result<u8> {
             format!("{} ago", ago(now().saturating_sub(info.started))),
             info.cpus.to_string(),
             format!("{} MiB", info.memory_mib),
+            // Enough to tell two by; all of it is in the JSON.
+            info.measurement.as_ref().map_or("-".to_owned(), |digits| digits.chars().take(12).collect()),
             info.place.clone(),
             pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         ]);

@@ -50,6 +50,12 @@ impl Owner {
         Ok(owner)
     }
 
+    /// Of a run that nobody will ask for.
+    #[cfg(test)]
+    pub(crate) fn nobody() -> Self {
+        Self { entry: None, ready: None, api_socket: None }
+    }
+
     /// Where the console is written if that is not already known.
     pub(crate) fn logs_to(&mut self, path: PathBuf) {
         if let Some(entry) = self.entry.as_mut().filter(|entry| entry.info.log.is_none()) {
@@ -75,6 +81,13 @@ impl Owner {
         if let Some(ready) = self.ready.take() {
             let _ = entry.redirect(2, "program.log");
             let _ = File::from(ready).write_all(format!("{}\n", entry.info.name).as_bytes());
+        }
+    }
+
+    /// The Realm's token has the measurement that was predicted.
+    pub(crate) fn measured(&mut self, measurement: String) {
+        if let Some(entry) = &mut self.entry {
+            entry.set_measurement(measurement);
         }
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Info {
     pub(crate) detached: bool,
     /// Where its console is written, if anywhere.
     pub(crate) log: Option<PathBuf>,
+    /// Its initial measurement in hexadecimal digits, once its token had the predicted one.
+    pub(crate) measurement: Option<String>,
 }
 
 /// What became of it.
@@ -229,6 +231,12 @@ impl Entry {
     /// Says where the console is written.
     pub(crate) fn set_log(&mut self, log: PathBuf) {
         self.info.log = Some(log);
+        let _ = write_json(&self.directory.join("info.json"), &self.info);
+    }
+
+    /// Says what its token's measurement was, which is the predicted one.
+    pub(crate) fn set_measurement(&mut self, measurement: String) {
+        self.info.measurement = Some(measurement);
         let _ = write_json(&self.directory.join("info.json"), &self.info);
     }
 

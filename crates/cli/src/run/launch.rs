@@ -144,8 +144,13 @@ const RIM: &str = "initial-measurement";
 /// How the Realm's answer is to be taken.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It is the Realm that was to be launched, or that was not asked for; say this, if anything.
-    Go(String),
+    /// It is the Realm that was to be launched, or that was not asked for.
+    Go {
+        /// What to say, if anything.
+        say: String,
+        /// Its initial measurement, if it is the predicted one.
+        measured: Option<String>,
+    },
     /// It is not.
     Stop(String),
 }
@@ -186,7 +191,10 @@ impl Check {
             Err(why) if self.args.insists() => {
                 return Verdict::Stop(format!("it gave no attestation token: {why}"));
             }
-            Err(why) => return Verdict::Go(format!("the Realm's measurement was not compared: {why}")),
+            Err(why) => {
+                let say = format!("the Realm's measurement was not compared: {why}");
+                return Verdict::Go { say, measured: None };
+            }
         };
         let report = match self.policy() {
             Ok(policy) => attest::verify(&text::token_bytes(token.as_bytes()), &policy),
@@ -198,13 +206,15 @@ impl Check {
         let foreign = report.failures().all(|check| check.name.starts_with("platform-"));
         let right = compared && foreign && !self.args.insists();
         let rim = report.realm.as_ref().map(|claims| claims.initial_measurement.to_string());
-        let measures = format!("the Realm measures {}, as predicted", rim.unwrap_or_default());
+        let measured = rim.filter(|_| compared);
+        let say = format!("the Realm measures {}, as predicted", measured.as_deref().unwrap_or_default());
         let verdict = if report.verified {
-            Verdict::Go(measures)
+            Verdict::Go { say, measured }
         } else if self.args.attest {
-            Verdict::Go(String::new())
+            Verdict::Go { say: String::new(), measured }
         } else if right {
-            Verdict::Go(format!("{measures}; nobody vouches for its platform: {}", Failures(&report)))
+            let say = format!("{say}; nobody vouches for its platform: {}", Failures(&report));
+            Verdict::Go { say, measured }
         } else {
             Verdict::Stop(format!("this is not the Realm that was to be launched: {}", Failures(&report)))
         };
@@ -339,7 +349,9 @@ mod tests {
     #[test]
     fn a_realm_without_a_token_is_a_failure_only_for_those_who_insist() {
         let shell = check(LaunchArgs::default()).unwrap();
-        assert!(matches!(shell.judge(Err("no driver")), Verdict::Go(text) if text.contains("no driver")));
+        assert!(
+            matches!(shell.judge(Err("no driver")), Verdict::Go { say, measured: None } if say.contains("no driver"))
+        );
         let strict = check(LaunchArgs { check: true, ..LaunchArgs::default() }).unwrap();
         assert!(matches!(strict.judge(Err("no driver")), Verdict::Stop(text) if text.contains("no driver")));
     }
@@ -349,7 +361,7 @@ mod tests {
         let strict = check(LaunchArgs { check: true, ..LaunchArgs::default() }).unwrap();
         assert!(matches!(strict.judge(Ok("AAAA")), Verdict::Stop(text) if text.contains("token-format")));
         let attest = check(LaunchArgs { attest: true, ..LaunchArgs::default() }).unwrap();
-        assert_eq!(attest.judge(Ok("AAAA")), Verdict::Go(String::new()));
+        assert_eq!(attest.judge(Ok("AAAA")), Verdict::Go { say: String::new(), measured: None });
         assert_eq!(attest.finish(true).unwrap(), 1);
     }
 

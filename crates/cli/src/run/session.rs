@@ -135,6 +135,7 @@ pub(super) fn run(
     let foreign = opts.verdict_fd.filter(|_| opts.launch.report.is_some());
     let mut state = Session {
         events,
+        owner,
         interactive,
         attest,
         check: asks,
@@ -255,6 +256,7 @@ fn description(opts: &RunOptions, owner: &Owner) -> serde_json::Value {
 
 struct Session<'a> {
     events: &'a Events,
+    owner: &'a mut Owner,
     interactive: bool,
     /// Whether a token is all that is wanted.
     attest: bool,
@@ -279,8 +281,9 @@ impl Session<'_> {
                 self.events.token(answer);
                 match self.check.map(|check| check.judge(answer)) {
                     Some(Verdict::Stop(why)) => return Some(Err(Error::new(Layer::Rmm, why).into())),
-                    Some(Verdict::Go(text)) => {
-                        launch::say(&text);
+                    Some(Verdict::Go { say, measured }) => {
+                        launch::say(&say);
+                        measured.into_iter().for_each(|digits| self.owner.measured(digits));
                         if let Err(error) = self.go_on() {
                             return Some(Err(error));
                         }
@@ -476,6 +479,7 @@ mod tests {
         gone.set_nonblocking(true).unwrap();
         let session = Session {
             events: Box::leak(Box::new(Events::new(None))),
+            owner: Box::leak(Box::new(Owner::nobody())),
             interactive: false,
             attest: false,
             check,

@@ -40,6 +40,8 @@ pub(super) fn two_on_one_host(environment: &Environment) -> Result<()> {
          for try in $(seq 100); do grep -q '^42' /tmp/c && break; sleep 0.5; done\n\
          grep -q '^42' /tmp/c && echo typed; kill $console 2>/dev/null || true\n\
          realm logs a | grep -q '^42' && echo logged\n\
+         measured() { realm ps --json | grep -c '\"measurement\": \"[0-9a-f]\\{64\\}\"' || true; }\n\
+         for try in $(seq 100); do [ $(measured) = 2 ] && break; sleep 0.5; done; echo $(measured) as predicted\n\
          realm exec b -n -- sleep 1000 & sleeper=$!\n\
          realm stop a || fail a does not stop\n\
          realm stop --force b || fail b does not stop\n\
@@ -52,7 +54,8 @@ pub(super) fn two_on_one_host(environment: &Environment) -> Result<()> {
     let (outcome, text) = on_machine(environment, &machine, &[], true, script, 600)?;
     let expected = "a\nb\n2\nrealm\nrealm\nI am a\nI am b\ntyped\nstatus 7 err\nstatus 127\n\
                     no-such-program: No such file\n/dev/pts/N\n24 N\nanswered\nstatus 125 nobody takes connections\n-rwxr-x---\n\
-                    deep\ndeep\n\"boot_vcpus\":1\ncounted\ntyped\nlogged\nsleeper ended\n[]\na ended (0)\nb ended (0)\nnone left\n";
+                    deep\ndeep\n\"boot_vcpus\":1\ncounted\ntyped\nlogged\n2 as predicted\n\
+                    sleeper ended\n[]\na ended (0)\nb ended (0)\nnone left\n";
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
     Ok(())
 }
@@ -92,7 +95,14 @@ fn background(directory: &Path) -> Result<()> {
     expect(&["run", "--config", "realm.toml"], 0, "outer")?;
     expect(&["run", "--config", "realm.toml"], 125, "called outer already")?;
     expect(&["ps"], 0, "emulated machine")?;
+    expect(&["ps", "--json"], 0, "\"measurement\": null")?;
     expect(&["exec", "outer", "-n", "--wait", "1000", "--", "sh", "-c", "echo inside; exit 9"], 9, "inside")?;
+    let measurement = |said: &str| said.contains("\"measurement\": \"");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(300);
+    while !measurement(&realm(directory, &["ps", "--json"])?.1) {
+        ensure!(std::time::Instant::now() < deadline, "nobody compared the measurement");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
     expect(&["cp", "file", "outer:/tmp/there"], 0, "")?;
     expect(&["exec", "outer", "-n", "--", "cat", "/tmp/there"], 0, "from outside")?;
     expect(&["cp", "outer:/tmp/there", "back"], 0, "")?;
