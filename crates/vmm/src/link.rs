@@ -31,13 +31,27 @@ pub struct Stream {
 }
 
 impl Link {
-    /// Opens the tap interface `name`, which must exist already or may be created.
+    /// Opens the tap interface `name`. One that is not there is made where we may do that, and goes with us.
     pub fn tap(name: &str) -> Result<Self> {
         const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
         const IFF_TAP: libc::c_short = 2;
         const IFF_NO_PI: libc::c_short = 0x1000;
-        let failed =
-            |what: &str| Error::os(format_args!("{what} `{name}`"), &std::io::Error::last_os_error());
+        let failed = |what: &str| {
+            let error = std::io::Error::last_os_error();
+            let next = match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => {
+                    format!(
+                        "; root makes one for you: ip tuntap add {name} mode tap user YOU, ip link set {name} up"
+                    )
+                }
+                Some(libc::EBUSY) => "; another program has it".into(),
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                    "; the kernel's module tun is not loaded".into()
+                }
+                _ => String::new(),
+            };
+            Error::vmm(format!("{what} `{name}`: {error}{next}"))
+        };
         // SAFETY: a zeroed `ifreq` is valid.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         if name.is_empty() || name.len() >= request.ifr_name.len() || !name.is_ascii() {
@@ -63,8 +77,13 @@ impl Link {
 
     /// Connects to a user-mode network's socket.
     pub fn connect(path: &Path) -> Result<Self> {
-        let socket = UnixStream::connect(path)
-            .map_err(|error| Error::os(format_args!("connecting to {}", path.display()), &error))?;
+        let socket = UnixStream::connect(path).map_err(|error| {
+            Error::vmm(format!(
+                "connecting a network card to {0}: {error}; what makes the network listens there first, e.g. passt \
+                 --socket {0}",
+                path.display()
+            ))
+        })?;
         Self::stream(socket)
     }
 
@@ -94,6 +113,15 @@ impl Link {
     pub fn stream(socket: UnixStream) -> Result<Self> {
         socket.set_nonblocking(true).map_err(|error| Error::os("the network's socket", &error))?;
         Ok(Self::Stream(Stream { socket, received: Vec::new(), closed: false }))
+    }
+
+    /// Its file, for another program that speaks as it does.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        match self {
+            Self::Tap(fd) => fd,
+            Self::Stream(stream) => stream.socket.into(),
+        }
     }
 
     /// Readable when a frame may be there; -1 when there will never be one.

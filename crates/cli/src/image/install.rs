@@ -138,6 +138,7 @@ pub(super) fn install(environment: &Environment, disk: &Path, stage: &Path, pati
         accel: Some("tcg,thread=multi".to_owned()),
         extra,
         shares: Vec::new(),
+        inherited: Vec::new(),
     };
     let step = ui::step("installing the packages on an emulated machine");
     let limit = LIMIT.mul_f64(patience);

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -80,6 +81,8 @@ pub(crate) struct Config {
     pub(crate) accel: Option<String>,
     /// More arguments.
     pub(crate) extra: Vec<String>,
+    /// Files that these arguments name by number.
+    pub(crate) inherited: Vec<Arc<OwnedFd>>,
 }
 
 /// A machine that runs.
@@ -188,8 +191,9 @@ pub(crate) fn start(config: &Config, directory: &Path) -> Result<Machine> {
     }
     command.args(&config.extra);
 
+    let files = config.inherited.iter().map(|file| &**file);
     let inherited: Vec<RawFd> =
-        ends.iter().map(|(end, ..)| *end).chain(&shares).map(|end| end.as_raw_fd()).collect();
+        ends.iter().map(|(end, ..)| *end).chain(&shares).chain(files).map(|end| end.as_raw_fd()).collect();
     let parent = std::process::id();
     // SAFETY: only async-signal-safe calls between fork and exec; the descriptors outlive spawn.
     unsafe {

@@ -15,6 +15,7 @@ pub(crate) mod terminal;
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -475,6 +476,7 @@ pub(crate) fn config(
         shares: Vec::new(),
         accel: args.accel.clone(),
         extra: args.qemu_args.clone(),
+        inherited: Vec::new(),
     })
 }
 
@@ -487,7 +489,9 @@ pub(crate) fn realm_config(
 ) -> Result<Config> {
     let mut config = config(environment, images, &args.machine, args.cpus, args.memory, initrd)?;
     config.extra.extend(drives(args)?);
-    config.extra.extend(nets::cards(&args.nets)?);
+    let (cards, files) = nets::cards(&args.nets)?;
+    config.extra.extend(cards);
+    config.inherited.extend(files.into_iter().map(Arc::new));
     config.shares = args.shares.clone();
     Ok(config)
 }

@@ -1,7 +1,10 @@
 //! The guest's network cards on the emulated machine. QEMU gives the host a card for each, plugged into what the user
 //! named on this machine, and a bridge on the host joins that card with the tap interface of the Realm's.
 
-use anyhow::{Context as _, Result, ensure};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use anyhow::{Result, ensure};
+use vmm::link::Link;
 
 use crate::run::nets::{NetArg, NetArgs, Plug, Publish};
 
@@ -22,33 +25,37 @@ const JOIN: &str = "cards=$1; shift; n=0\n\
     done\n\
     exec \"$@\"";
 
-/// QEMU's words for the cards.
-pub(super) fn cards(nets: &NetArgs) -> Result<Vec<String>> {
+/// QEMU's words for the cards, and the files that it is to find open: what a card is plugged into is opened here, so that
+/// a mistake is told in the same words as on a machine with the device. (QEMU goes on without a network where nobody listens
+/// at a socket.)
+pub(super) fn cards(nets: &NetArgs) -> Result<(Vec<String>, Vec<OwnedFd>)> {
     nets.check().map_err(anyhow::Error::msg)?;
     ensure!(nets.cards.len() <= MOST, "the emulated machine takes {MOST} network cards at most");
-    let mut words = Vec::new();
+    let (mut words, mut files) = (Vec::new(), Vec::new());
     for (number, card) in nets.cards.iter().enumerate() {
-        words.extend(["-netdev".to_owned(), netdev(number, card, &nets.publish)?]);
+        let file = match &card.plug {
+            Plug::User => None,
+            Plug::Tap(name) => Some(Link::tap(name)?.into_fd()),
+            Plug::Socket(path) => Some(Link::connect(path)?.into_fd()),
+        };
+        words.push("-netdev".to_owned());
+        words.push(netdev(number, card, &nets.publish, file.as_ref()));
         words.extend(["-device".to_owned(), format!("virtio-net-pci,netdev=card{number},romfile=")]);
+        files.extend(file);
     }
-    Ok(words)
+    Ok((words, files))
 }
 
-fn netdev(number: usize, card: &NetArg, publish: &[Publish]) -> Result<String> {
-    let quoted = |text: &str| text.replace(',', ",,");
-    Ok(match &card.plug {
+fn netdev(number: usize, card: &NetArg, publish: &[Publish], file: Option<&OwnedFd>) -> String {
+    let file = file.map_or(-1, |file| file.as_raw_fd());
+    match &card.plug {
         Plug::User => publish.iter().fold(format!("user,id=card{number}"), |words, port| {
             let protocol = if port.udp { "udp" } else { "tcp" };
             format!("{words},hostfwd={protocol}:{}:{}-:{}", port.address, port.host, port.guest)
         }),
-        Plug::Tap(name) => {
-            format!("tap,id=card{number},ifname={},script=no,downscript=no", quoted(name))
-        }
-        Plug::Socket(path) => {
-            let path = path.to_str().context("a socket's path is not UTF-8")?;
-            format!("stream,id=card{number},server=off,addr.type=unix,addr.path={}", quoted(path))
-        }
-    })
+        Plug::Tap(_) => format!("tap,id=card{number},fd={file}"),
+        Plug::Socket(_) => format!("stream,id=card{number},server=off,addr.type=fd,addr.str={file}"),
+    }
 }
 
 /// The words for `realm run` on the host, one for each card.
@@ -77,18 +84,27 @@ mod tests {
 
     #[test]
     fn each_plug_has_its_counterpart_in_qemu() {
+        let directory = std::env::temp_dir().join(format!("realm-nets-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("net");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let socket = format!("socket={},mac=02:00:00:00:00:01", path.display());
         let nets = NetArgs {
-            cards: ["user", "tap=lab,mac=02:00:00:00:00:01", "socket=/run/a"]
-                .map(|text| parse(text).unwrap())
-                .to_vec(),
+            cards: ["user", &socket].map(|text| parse(text).unwrap()).to_vec(),
             publish: vec![Publish { address: [127, 0, 0, 1].into(), host: 8080, guest: 80, udp: false }],
         };
-        let words = cards(&nets).unwrap();
+        let (words, files) = cards(&nets).unwrap();
         assert_eq!(words[1], "user,id=card0,hostfwd=tcp:127.0.0.1:8080-:80");
-        assert_eq!(words[5], "tap,id=card1,ifname=lab,script=no,downscript=no");
-        assert_eq!(words[9], "stream,id=card2,server=off,addr.type=unix,addr.path=/run/a");
+        let number = files[0].as_raw_fd();
+        assert_eq!(words[5], format!("stream,id=card1,server=off,addr.type=fd,addr.str={number}"));
+        let tap = parse("tap=lab").unwrap();
+        assert_eq!(netdev(2, &tap, &[], Some(&files[0])), format!("tap,id=card2,fd={number}"));
         assert_eq!(inner(&nets)[1], "tap=realm1,mac=02:00:00:00:00:01");
-        assert_eq!(joined(&nets, vec!["x".into()])[4..], ["3", "x"]);
+        assert_eq!(joined(&nets, vec!["x".into()])[4..], ["2", "x"]);
         assert_eq!(joined(&NetArgs::default(), vec!["x".into()]), ["x"]);
+        std::fs::remove_file(path).unwrap();
+        let error = cards(&nets).unwrap_err().to_string();
+        assert!(error.contains("passt --socket"), "{error}");
+        std::fs::remove_dir_all(directory).unwrap();
     }
 }
