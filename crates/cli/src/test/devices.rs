@@ -11,7 +11,7 @@ use crate::setup::Environment;
 /// One guest with two disks, a network, entropy and all streams of a command, all of which interrupt by messages; its
 /// clock agrees with the host's, and its token's measurement is the one that its launch manifest predicts. The raw disk is
 /// checked from outside; so is the VMM, whose threads are confined, and which takes less than 8 MiB beside one mapping of
-/// the guest's memory.
+/// the guest's memory. An ordinary VM shares the folder as well, and has the same clock.
 pub(super) fn devices(environment: &Environment) -> Result<()> {
     let directory = std::env::temp_dir().join(format!("realm-devices-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
@@ -70,6 +70,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
          cat /tmp/folder/hello\n\
          now=$(cat /tmp/folder/now); apart=$((now - $(stat -c %Y /tmp/folder/now)))\n\
          [ $now -gt 1760000000 ] && [ ${{apart#-}} -le 3 ] && echo on time || echo \"the guest says $now, $apart s from here\"\n\
+         realm run --plain --share /tmp/folder --exec 'cat /mnt/folder/file; [ $(date +%s) -ge '$now' ] && echo plain'\n\
          [ -e /tmp/confined ] && echo confined\n\
          number() {{ sed -n 's/.*\"'$1'\":\\([0-9]*\\).*/\\1/p' /tmp/events; }}\n\
          [ $(number guest_mappings) = 1 ] && [ $(number guest_mapped_bytes) = $((512 << 20)) ] && echo mapped once\n\
@@ -84,7 +85,7 @@ fn run_devices(environment: &Environment, image: PathBuf) -> Result<()> {
     let expected = "status 9\ninput: typed\nshared file\nfile\nhello\nsame disk\nsame file\npong\nmessages\nvectors of 32\n\
                     counters\nfound 2 breakpoint and 2 watchpoint\n20 overflows\nthat many interrupts\n\
                     32 random bytes\nerrors\n1\n\
-                    written from inside\nhello\non time\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
+                    written from inside\nhello\non time\nshared file\nplain\nconfined\nmapped once\nsmall\npredicted 128 digits\n";
     let text = text.replace("same disk  -", "same disk");
     ensure!(outcome.status == 0 && text == expected, "status {}, the host printed:\n{text}", outcome.status);
     Ok(())

@@ -1,7 +1,9 @@
-//! This machine as the outside of a Realm's user-mode network.
+//! This machine as the outside of a Realm's networks.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,10 +16,11 @@ pub(super) struct Outside {
     /// Where it listens; the guest finds it at 10.0.2.2.
     pub(super) port: u16,
     published: u16,
+    neighbour: PathBuf,
 }
 
 impl Outside {
-    /// Starts it; it ends with the process.
+    /// Starts it, and a neighbour on the wire of the guest's second card; they end with the process.
     pub(super) fn start() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
@@ -31,17 +34,53 @@ impl Outside {
                 let _ = write!(guest, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len());
             }
         });
-        Ok(Self { port, published })
+        let neighbour = std::env::temp_dir().join(format!("realm-neighbour-{}", std::process::id()));
+        let listener = UnixListener::bind(&neighbour)?;
+        std::thread::spawn(move || {
+            let _ = listener.accept().and_then(|(wire, _)| answer(wire));
+        });
+        Ok(Self { port, published, neighbour })
     }
 
     /// The flags of a Realm in this network.
     pub(super) fn flags(&self) -> RunArgs {
         let address = Ipv4Addr::LOCALHOST;
         let nets = NetArgs {
-            cards: vec![NetArg { plug: Plug::User, mac: None }],
+            cards: [Plug::User, Plug::Socket(self.neighbour.clone())]
+                .map(|plug| NetArg { plug, mac: None })
+                .to_vec(),
             publish: vec![Publish { address, host: self.published, guest: 80, udp: false }],
         };
         RunArgs { nets, ..RunArgs::default() }
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.neighbour);
+    }
+}
+
+/// Says to whoever asks for any Internet address (ARP) that it is ours.
+fn answer(mut wire: UnixStream) -> std::io::Result<()> {
+    const OURS: [u8; 6] = [2, 0, 0, 0, 0, 9];
+    loop {
+        let mut length = [0; 4];
+        wire.read_exact(&mut length)?;
+        let mut frame = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap_or(0)];
+        wire.read_exact(&mut frame)?;
+        // Type ARP; the operation is a question.
+        if frame.len() < 42 || frame[12..14] != [8, 6] || frame[20..22] != [0, 1] {
+            continue;
+        }
+        let asker: Vec<u8> = frame[22..32].to_vec();
+        let wanted: Vec<u8> = frame[38..42].to_vec();
+        frame.truncate(21);
+        frame[..6].copy_from_slice(&asker[..6]);
+        frame[6..12].copy_from_slice(&OURS);
+        let reply = [&frame[..], &[2], &OURS, &wanted, &asker].concat();
+        let length = u32::try_from(reply.len()).unwrap_or(0).to_be_bytes();
+        wire.write_all(&[&length[..], &reply].concat())?;
     }
 }
 

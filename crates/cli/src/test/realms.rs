@@ -9,19 +9,23 @@ use crate::args::{MachineArgs, RunArgs};
 use crate::setup::Environment;
 
 /// Output, errors elsewhere, status, what the guest's kernel found out about where it runs, the network that needs no
-/// privileges (out to this machine, and in through a published port), and a folder of this machine.
+/// privileges (out to this machine, and in through a published port), one at a socket of this machine, and a folder of it.
 pub(super) fn exec_gives(environment: &Environment) -> Result<()> {
     let network = Outside::start()?;
     let folder = Folder::start()?;
     let command = format!(
         "echo one; echo error >&2; echo two; dmesg | grep -c 'Using RSI version'\n\
          echo published >/tmp/index.html; httpd -p 80 -h /tmp; wget -q -O - http://10.0.2.2:{}/\n\
+         ip addr add 10.9.0.2/24 dev eth1; ip link set eth1 up; arping -q -c 3 -f -I eth1 10.9.0.1 && echo neighbour\n\
          {COMMANDS}exit 7",
         network.port
     );
     let flags = RunArgs { shares: folder.flags(), ..network.flags() };
     let result = exec_with(environment, &command, flags)?;
-    ensure!(result == (7, format!("one\ntwo\n1\npublished\n{PRINTED}")), "status and output are {result:?}");
+    ensure!(
+        result == (7, format!("one\ntwo\n1\npublished\nneighbour\n{PRINTED}")),
+        "status and output are {result:?}"
+    );
     folder.check()?;
     Ok(())
 }
