@@ -40,7 +40,7 @@ extern "C" fn main(stack: *const usize) -> ! {
             sys::exit(1)
         }
         [Some(b"connect"), Some(port), None] => {
-            let Some(number) = str::from_utf8(port).ok().and_then(|digits| digits.parse().ok()) else {
+            let Some(number) = core::str::from_utf8(port).ok().and_then(|digits| digits.parse().ok()) else {
                 say(&[b"realm: connect: `", port, b"` is no port\n"]);
                 sys::exit(OURS)
             };
