@@ -128,6 +128,7 @@ pub(super) fn another_realm(environment: &Environment) -> Result<()> {
     );
     let console = std::fs::read_to_string(directory.join(lab::machine::log::GUEST))?;
     ensure!(!console.is_empty() && !console.contains(ran), "it did not wait for the verdict:\n{console}");
+    ensure!(!console.contains("/init:"), "the guest's init stumbles:\n{console}");
     Ok(())
 }
 
