@@ -386,7 +386,8 @@ impl Session<'_> {
         };
         match check.judge(answer) {
             Verdict::Go { say, measured } => {
-                if self.job.progress {
+                // Not a matter of progress: scripts want to have it in their logs as well.
+                if !self.job.capture {
                     launch::say(&say);
                 }
                 if let (Some(digits), Some(owner)) = (measured, &mut self.owner) {
